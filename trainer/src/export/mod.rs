@@ -1,0 +1,1 @@
+//! Folded network to ONNX to int8 bundle.

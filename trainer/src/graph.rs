@@ -1,0 +1,1 @@
+//! The folded network: plain values between the model and the export.

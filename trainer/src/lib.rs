@@ -1,0 +1,16 @@
+//! Fine-tunes a NumCLIP image encoder and exports it as a quantised bundle.
+//!
+//! Modules are declared in flow order; a module uses only those above it.
+
+pub mod config;
+pub mod synth;
+pub mod data;
+pub mod ops;
+pub mod graph;
+pub mod text;
+pub mod model;
+pub mod loss;
+pub mod optim;
+pub mod fit;
+pub mod report;
+pub mod export;

@@ -1,0 +1,1 @@
+//! The fine-grained cross-modal ranking loss and its plain counterparts.

@@ -1,0 +1,1 @@
+//! Image encoders, adapter and regressor as trainable modules.

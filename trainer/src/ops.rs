@@ -1,0 +1,1 @@
+//! Convolution and normalisation kernels for training on a CPU, with their gradients.

@@ -1,0 +1,1 @@
+//! Optimisers, schedules, gradient clipping, weight averaging.

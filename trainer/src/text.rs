@@ -1,0 +1,1 @@
+//! The CLIP text side: tokens, prompts, transformer, bin embeddings.
