@@ -7,8 +7,8 @@
 
 use rayon::prelude::*;
 
-use super::pointwise::Gradients;
-use super::simd::{self, Dots, Mask, Taps};
+use super::dense::Gradients;
+use super::simd::{self, Dots, LANES, Mask, Taps};
 
 /// Sizes of a depthwise convolution.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +50,14 @@ struct Span {
     count: usize,
 }
 
+/// How planes and phases correspond: the same for all planes.
+struct Layout {
+    /// Where every row of the input lies in the phases; the rest of the phases is zero.
+    spans: Vec<Span>,
+    /// The taps that read each phase.
+    taps: Vec<Vec<usize>>,
+}
+
 /// Scratch memory for one plane.
 struct Scratch {
     /// The phases of the input, one after the other.
@@ -66,7 +74,7 @@ impl Depthwise {
     /// The output `[N, C, H', W']` for `x` `[N, C, H, W]`, `weight` `[C, k, k]` and `bias` `[C]`.
     pub(super) fn forward(&self, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
         let planes = x.len() / self.input_area();
-        let spans = self.spans();
+        let layout = self.layout();
         let mut output = vec![0.0; planes * self.output_area()];
         output
             .par_chunks_mut(self.output_area())
@@ -78,7 +86,7 @@ impl Depthwise {
                 |scratch, (plane, (y, x))| {
                     let channel = plane % self.channels;
                     let weight = &weight[channel * self.taps()..][..self.taps()];
-                    self.forward_plane(x, weight, bias[channel], &spans, scratch, y);
+                    self.forward_plane(x, weight, bias[channel], &layout, scratch, y);
                 },
             );
         output
@@ -92,7 +100,7 @@ impl Depthwise {
         y: &[f32],
         gradient: &[f32],
     ) -> Gradients {
-        let spans = self.spans();
+        let layout = self.layout();
         let mut input = vec![0.0; x.len()];
         let sums: Vec<PlaneSums> = input
             .par_chunks_mut(self.input_area())
@@ -107,8 +115,8 @@ impl Depthwise {
                     let channel = plane % self.channels;
                     let weight = &weight[channel * self.taps()..][..self.taps()];
                     let bias = self.mask(y, gradient, scratch);
-                    let taps = self.weight_plane(x, &spans, scratch);
-                    self.input_plane(weight, &spans, scratch, dx);
+                    let taps = self.weight_plane(x, &layout, scratch);
+                    self.input_plane(weight, &layout, scratch, dx);
                     PlaneSums { taps, bias }
                 },
             )
@@ -126,11 +134,11 @@ impl Depthwise {
         x: &[f32],
         weight: &[f32],
         bias: f32,
-        spans: &[Span],
+        layout: &Layout,
         scratch: &mut Scratch,
         y: &mut [f32],
     ) {
-        self.split(x, spans, &mut scratch.phases);
+        self.split(x, &layout.spans, &mut scratch.phases);
         let Scratch { phases, rows, .. } = scratch;
         match self.taps() {
             TAPS => self.filter::<TAPS>(phases, weight, bias, rows),
@@ -168,8 +176,8 @@ impl Depthwise {
         sum
     }
 
-    fn weight_plane(&self, x: &[f32], spans: &[Span], scratch: &mut Scratch) -> [f32; TAPS] {
-        self.split(x, spans, &mut scratch.phases);
+    fn weight_plane(&self, x: &[f32], layout: &Layout, scratch: &mut Scratch) -> [f32; TAPS] {
+        self.split(x, &layout.spans, &mut scratch.phases);
         let gradient = &scratch.rows[self.margin()..][..self.flat()];
         let mut taps = [0.0; TAPS];
         if self.taps() == TAPS {
@@ -186,20 +194,17 @@ impl Depthwise {
         taps
     }
 
-    fn input_plane(&self, weight: &[f32], spans: &[Span], scratch: &mut Scratch, dx: &mut [f32]) {
+    fn input_plane(&self, weight: &[f32], layout: &Layout, scratch: &mut Scratch, dx: &mut [f32]) {
         let Scratch {
             rows, gradients, ..
         } = scratch;
-        let phases = gradients.chunks_exact_mut(self.phase_len()).enumerate();
-        for (phase, gradients) in phases {
-            let taps: Vec<usize> = (0..self.taps())
-                .filter(|&t| self.tap(t).0 == phase)
-                .collect();
+        let phases = gradients.chunks_exact_mut(self.phase_len());
+        for (gradients, taps) in phases.zip(&layout.taps) {
             match taps.len() {
-                9 => self.spread::<9>(&taps, rows, weight, gradients),
-                4 => self.spread::<4>(&taps, rows, weight, gradients),
-                2 => self.spread::<2>(&taps, rows, weight, gradients),
-                1 => self.spread::<1>(&taps, rows, weight, gradients),
+                9 => self.spread::<9>(taps, rows, weight, gradients),
+                4 => self.spread::<4>(taps, rows, weight, gradients),
+                2 => self.spread::<2>(taps, rows, weight, gradients),
+                1 => self.spread::<1>(taps, rows, weight, gradients),
                 _ => {}
             }
         }
@@ -207,7 +212,7 @@ impl Depthwise {
             plane,
             phase,
             count,
-        } in spans
+        } in &layout.spans
         {
             let to = dx[plane..].iter_mut().step_by(self.stride);
             to.zip(&gradients[phase..][..count])
@@ -228,7 +233,7 @@ impl Depthwise {
             weights: std::array::from_fn(|i| weight[taps[i]]),
             shift: 0.0,
             bounds: [f32::NEG_INFINITY, f32::INFINITY],
-            output: &mut gradients[..(self.output[0] + self.reach()) * self.phase_width()],
+            output: gradients,
         });
     }
 
@@ -264,7 +269,18 @@ impl Depthwise {
         }
     }
 
-    /// Where every row of the input lies in the phases; the rest of the phases is zero.
+    fn layout(&self) -> Layout {
+        let taps = |phase| {
+            (0..self.taps())
+                .filter(|&tap| self.tap(tap).0 == phase)
+                .collect()
+        };
+        Layout {
+            spans: self.spans(),
+            taps: (0..self.stride * self.stride).map(taps).collect(),
+        }
+    }
+
     fn spans(&self) -> Vec<Span> {
         let ([height, width], [top, left], stride) = (self.input, self.padding, self.stride);
         let mut spans = Vec::new();
@@ -293,7 +309,7 @@ impl Depthwise {
         let phases = self.stride * self.stride * self.phase_len();
         Scratch {
             phases: vec![0.0; phases],
-            rows: vec![0.0; self.flat() + 2 * self.margin()],
+            rows: vec![0.0; self.phase_len() + 2 * self.margin()],
             masked: vec![0.0; self.output_area()],
             gradients: vec![0.0; phases],
         }
@@ -329,13 +345,14 @@ impl Depthwise {
         self.output[1] + self.reach()
     }
 
+    /// Values in a phase, with room for what a rounded-up output reads.
     fn phase_len(&self) -> usize {
-        (self.output[0] + self.reach()) * self.phase_width() + self.reach()
+        (self.flat() + self.margin()).next_multiple_of(LANES)
     }
 
-    /// Length of the output with rows as wide as a phase's.
+    /// Length of the output with rows as wide as a phase's, in whole vectors.
     fn flat(&self) -> usize {
-        self.output[0] * self.phase_width()
+        (self.output[0] * self.phase_width()).next_multiple_of(LANES)
     }
 
     /// The largest distance of a tap from the phase's start.

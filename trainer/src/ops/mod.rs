@@ -2,21 +2,23 @@
 //!
 //! burn's CPU backend composes a convolution, its bias and its activation of general operations.
 //! The kernels here do the three in one pass over memory for the convolutions the encoders are made
-//! of: depthwise and pointwise. Other shapes, types and devices take burn's own operations.
+//! of: depthwise and dense. Other shapes, types and devices take burn's own operations.
 //!
 //! Results do not depend on the number of threads.
 
 use burn::backend::{Dispatch, DispatchTensorKind};
+use burn::nn::BatchNorm;
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{DType, Tensor, module};
+use burn::tensor::{DType, Device, Tensor, module};
 
 use crate::graph::Activation;
-use backend::FusedConv;
+use backend::Kernels;
 
 mod backend;
+mod dense;
 mod depthwise;
 mod matmul;
-mod pointwise;
+mod norm;
 mod simd;
 
 /// Step, zeros and groups of a convolution.
@@ -77,6 +79,33 @@ fn composed_conv2d(
     activate(module::conv2d(x, weight, bias, options), activation)
 }
 
+/// Applies batch normalisation and an activation to `[N, C, H, W]`.
+///
+/// While training, the statistics are those of the batch, and the running ones follow.
+pub fn batch_norm(x: Tensor<4>, norm: &BatchNorm, activation: Activation) -> Tensor<4> {
+    if !is_training(norm, &x.device()) || !on_cpu(&x) || x.shape().num_elements() == 0 {
+        return activate(norm.forward(x), activation);
+    }
+    let [x, gamma, beta] = [
+        x.into_dispatch(),
+        norm.gamma.val().into_dispatch(),
+        norm.beta.val().into_dispatch(),
+    ];
+    let (y, mean, variance) = Dispatch::fused_norm(x, gamma, beta, norm.epsilon, activation);
+    for (state, batch) in [(&norm.running_mean, mean), (&norm.running_var, variance)] {
+        let batch = Tensor::<1>::from_dispatch(batch).detach();
+        let old = state.value_sync().to_device(&batch.device());
+        let new = old.mul_scalar(1.0 - norm.momentum) + batch.mul_scalar(norm.momentum);
+        state.update(new.detach());
+    }
+    Tensor::from_dispatch(y)
+}
+
+/// Whether a batch normalisation uses the statistics of the batch.
+pub fn is_training(norm: &BatchNorm, device: &Device) -> bool {
+    device.is_autodiff() && norm.training.is_enabled()
+}
+
 /// Whether a tensor is of single precision and lives on burn's CPU backend.
 fn on_cpu(x: &Tensor<4>) -> bool {
     let is_flex = match x.clone().into_dispatch().kind {
@@ -100,7 +129,8 @@ pub fn activate(x: Tensor<4>, activation: Activation) -> Tensor<4> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::{Device, TensorData};
+    use burn::nn::BatchNormConfig;
+    use burn::tensor::TensorData;
 
     const RELU6: Activation = Activation::Relu6;
 
@@ -197,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn pointwise_kernels_equal_burns_operations() {
+    fn dense_kernels_equal_burns_operations() {
         let window = Window {
             stride: [1; 2],
             padding: [0; 4],
@@ -212,6 +242,65 @@ mod tests {
             ([5, 8, 11, 13], 1, RELU6),
         ] {
             check(x, [outputs, x[1], 1, 1], window, activation);
+        }
+        for (x, kernel, stride, padding) in [
+            ([2, 3, 16, 16], 3, 2, [0, 0, 1, 1]),
+            ([2, 3, 15, 12], 3, 2, [1, 1, 1, 1]),
+            ([20, 2, 5, 4], 3, 1, [1, 1, 1, 1]),
+            ([3, 4, 9, 8], 1, 2, [0, 0, 0, 0]),
+            ([2, 3, 12, 12], 5, 3, [2, 2, 2, 2]),
+            ([2, 1, 3, 3], 3, 1, [0, 0, 0, 0]),
+        ] {
+            let window = Window {
+                stride: [stride; 2],
+                padding,
+                groups: 1,
+            };
+            check(x, [6, x[1], kernel, kernel], window, Activation::Relu);
+        }
+    }
+
+    #[test]
+    fn batch_norm_equals_burns_operations() {
+        let device = Device::flex().autodiff();
+        for (shape, activation) in [
+            ([2, 3, 4, 5], Activation::None),
+            ([1, 2, 1, 3], Activation::Relu),
+            ([4, 40, 7, 9], RELU6),
+            ([3, 5, 1, 1], RELU6),
+        ] {
+            let what = format!("{shape:?} {activation:?}");
+            let x = wave(shape, 2.0, &device) + wave([1, shape[1], 1, 1], 3.0, &device);
+            let run = |fused: bool| {
+                let mut norm = BatchNormConfig::new(shape[1]).init(&device);
+                norm.gamma = norm
+                    .gamma
+                    .map(|g| (g + wave([shape[1]], 0.7, &device)).detach().require_grad());
+                norm.beta = norm
+                    .beta
+                    .map(|b| (b + wave([shape[1]], 2.0, &device)).detach().require_grad());
+                let x = x.clone().require_grad();
+                let y = match fused {
+                    true => batch_norm(x.clone(), &norm, activation),
+                    false => activate(norm.forward(x.clone()), activation),
+                };
+                let grads = (y.clone() * wave(y.dims(), 1.0, &device).exp())
+                    .sum()
+                    .backward();
+                let vectors = [
+                    norm.gamma.val().grad(&grads).unwrap(),
+                    norm.beta.val().grad(&grads).unwrap(),
+                    norm.running_mean.value_sync().inner(),
+                    norm.running_var.value_sync().inner(),
+                ];
+                (y.inner(), x.grad(&grads).unwrap(), vectors)
+            };
+            let (got, expected) = (run(true), run(false));
+            close(got.0, expected.0, &format!("output {what}"));
+            close(got.1, expected.1, &format!("input gradient {what}"));
+            for (got, expected) in got.2.into_iter().zip(expected.2) {
+                close(got, expected, &format!("parameters and statistics {what}"));
+            }
         }
     }
 
