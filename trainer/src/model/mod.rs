@@ -21,6 +21,7 @@ use mobileone::{MobileOne, Variant};
 pub mod layers;
 pub mod mobilenet;
 pub mod mobileone;
+pub mod names;
 pub mod weights;
 
 /// Which image encoder, and how wide.
@@ -253,4 +254,189 @@ fn head(inputs: usize, outputs: usize, rng: &mut impl Rng, device: &Device) -> L
 
 fn one() -> f64 {
     1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::ModuleMapper;
+
+    /// Moves every value a little, so that no scale is one and no mean zero.
+    pub(super) struct Scramble(pub ChaCha8Rng);
+
+    impl ModuleMapper for Scramble {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let shape = param.lazy_shape().dims::<D>();
+            let count = shape.iter().product();
+            let noise = (0..count).map(|_| self.0.random_range(-0.3..0.3)).collect();
+            param.map(|values| {
+                let noise = layers::tensor(noise, shape, &values.device());
+                (values * (noise.clone() + 1.0) + noise * 0.3).detach()
+            })
+        }
+    }
+
+    /// An encoder with moved values whose running statistics have seen some data.
+    pub(super) fn used(config: &EncoderConfig) -> ImageEncoder {
+        let device = Device::flex().autodiff();
+        let encoder = config.init(3, &device).unwrap();
+        let encoder = encoder.map(&mut Scramble(ChaCha8Rng::seed_from_u64(5)));
+        let images = layers::tensor(picture([64, 128]), [2, 3, 64, 64], &device);
+        (0..20).for_each(|_| drop(encoder.forward(images.clone())));
+        encoder.valid()
+    }
+
+    pub(super) fn embed(encoder: &ImageEncoder, image: &[f32], size: [usize; 2]) -> Vec<f32> {
+        let input = layers::tensor(image.to_vec(), [1, 3, size[0], size[1]], &Device::flex());
+        encoder.forward(input).into_data().iter::<f32>().collect()
+    }
+
+    pub(super) fn assert_close(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+        assert_eq!(got.len(), expected.len(), "{what}");
+        let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        for (g, e) in got.iter().zip(expected) {
+            assert!(
+                (g - e).abs() <= tolerance * largest,
+                "{what}: {g}, expected {e}"
+            );
+        }
+    }
+
+    pub(super) fn picture(size: [usize; 2]) -> Vec<f32> {
+        (0..3 * size[0] * size[1])
+            .map(|i| (i as f32 * 0.37).sin())
+            .collect()
+    }
+
+    fn config(text: &str) -> EncoderConfig {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn folding_changes_no_embedding() {
+        for text in [
+            "architecture = 'mobileone-s0'\nwidth = 0.5",
+            "architecture = 'mobileone-s0'\nwidth = 0.25\npadding = 'same'\nbranches = 2",
+            "architecture = 'mobileone-s1'\nwidth = 0.25\nnorm = 'folded'",
+            "architecture = 'mobilenet-v2'\nwidth = 0.5",
+            "architecture = 'mobilenet-v2'\nwidth = 0.35\npadding = 'same'",
+            "architecture = 'mobilenet-v2'\nwidth = 0.5\nnorm = 'folded'",
+        ] {
+            let encoder = used(&config(&format!("{text}\nembedding = 12")));
+            for size in [[64, 64], [45, 38]] {
+                let (image, net) = (picture(size), encoder.fold(size));
+                assert_eq!(net.output_shapes().last(), Some(&[12, 1, 1]));
+                let what = format!("{text} at {size:?}");
+                // Residual sums of a random network amplify the rounding of single precision.
+                let tolerance = if text.contains("mobileone") {
+                    1e-5
+                } else {
+                    5e-5
+                };
+                let got = embed(&encoder, &image, size);
+                assert_close(&got, &net.forward(&image), tolerance, &what);
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_papers() {
+        // Multiply-accumulates at 224 px without a classifier: MobileNetV2 300 M (of which the
+        // classifier 1.3 M), MobileOne-S0 275 M and S1 825 M (classifier 1.0 and 1.3 M).
+        for (architecture, millions) in [
+            ("mobilenet-v2", 299.5),
+            ("mobileone-s0", 273.5),
+            ("mobileone-s1", 823.0),
+        ] {
+            let text = format!("architecture = '{architecture}'\nembedding = 1\nnorm = 'folded'");
+            let encoder = config(&text).init(0, &Device::flex()).unwrap();
+            let macs = encoder.fold([224, 224]).macs() as f64 / 1e6;
+            assert!((macs - millions).abs() < 1.5, "{architecture}: {macs}");
+        }
+    }
+
+    #[test]
+    fn seeds_decide_all_values() {
+        let config = config("architecture = 'mobileone-s0'\nwidth = 0.25\nembedding = 4");
+        let fold = |seed| config.init(seed, &Device::flex()).unwrap().fold([32, 32]);
+        assert_eq!(fold(1), fold(1));
+        assert_ne!(fold(1), fold(2));
+    }
+
+    #[test]
+    fn training_reaches_every_parameter() {
+        for text in [
+            "architecture = 'mobileone-s0'",
+            "architecture = 'mobilenet-v2'",
+        ] {
+            let device = Device::flex().autodiff();
+            let text = format!("{text}\nwidth = 0.25\nembedding = 4");
+            let encoder = config(&text).init(0, &device).unwrap();
+            let images = layers::tensor(picture([64, 64]), [2, 3, 32, 64], &device);
+            let grads = encoder.forward(images).powf_scalar(2.0).sum().backward();
+            let grads = burn::optim::GradientsParams::from_grads(grads, &encoder);
+            let params = burn::module::list_param_ids(&encoder);
+            assert!(grads.len() > 100);
+            let statistics = params.len() - grads.len();
+            let norms = grads.len();
+            assert!(
+                statistics < norms,
+                "{text}: {} of {}",
+                grads.len(),
+                params.len()
+            );
+        }
+    }
+
+    #[test]
+    fn bad_configurations_are_refused() {
+        let base = EncoderConfig {
+            architecture: Architecture::MobileOneS0,
+            width: 1.0,
+            embedding: 8,
+            padding: Padding::Symmetric,
+            norm: Norm::Batch,
+            branches: None,
+        };
+        let folded = EncoderConfig {
+            norm: Norm::Folded,
+            branches: Some(2),
+            ..base.clone()
+        };
+        for (config, message) in [
+            (
+                EncoderConfig {
+                    width: 0.0,
+                    ..base.clone()
+                },
+                "width is 0",
+            ),
+            (
+                EncoderConfig {
+                    width: f64::NAN,
+                    ..base.clone()
+                },
+                "width is NaN",
+            ),
+            (
+                EncoderConfig {
+                    embedding: 0,
+                    ..base.clone()
+                },
+                "embedding is 0",
+            ),
+            (
+                EncoderConfig {
+                    branches: Some(0),
+                    ..base.clone()
+                },
+                "branches is 0",
+            ),
+            (folded, "only MobileOne"),
+        ] {
+            let error = config.init(0, &Device::flex()).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        assert!(toml::from_str::<EncoderConfig>("architecture = 'resnet'\nembedding = 1").is_err());
+    }
 }
