@@ -259,7 +259,7 @@ fn one() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::module::ModuleMapper;
+    use burn::module::{ModuleMapper, ModuleVisitor};
 
     /// Moves every value a little, so that no scale is one and no mean zero.
     pub(super) struct Scramble(pub ChaCha8Rng);
@@ -286,8 +286,13 @@ mod tests {
         encoder.valid()
     }
 
-    pub(super) fn embed(encoder: &ImageEncoder, image: &[f32], size: [usize; 2]) -> Vec<f32> {
-        let input = layers::tensor(image.to_vec(), [1, 3, size[0], size[1]], &Device::flex());
+    pub(super) fn embed(
+        encoder: &ImageEncoder,
+        image: &[f32],
+        size: [usize; 2],
+        device: &Device,
+    ) -> Vec<f32> {
+        let input = layers::tensor(image.to_vec(), [1, 3, size[0], size[1]], device);
         encoder.forward(input).into_data().iter::<f32>().collect()
     }
 
@@ -333,8 +338,12 @@ mod tests {
                 } else {
                     5e-5
                 };
-                let got = embed(&encoder, &image, size);
-                assert_close(&got, &net.forward(&image), tolerance, &what);
+                let expected = net.forward(&image);
+                // With gradients in sight the branches stay apart, without them they are merged.
+                for device in [Device::flex(), Device::flex().autodiff()] {
+                    let got = embed(&encoder, &image, size, &device);
+                    assert_close(&got, &expected, tolerance, &what);
+                }
             }
         }
     }
@@ -364,26 +373,67 @@ mod tests {
     }
 
     #[test]
-    fn training_reaches_every_parameter() {
+    fn threads_change_no_bit() {
         for text in [
             "architecture = 'mobileone-s0'",
             "architecture = 'mobilenet-v2'",
         ] {
-            let device = Device::flex().autodiff();
-            let text = format!("{text}\nwidth = 0.25\nembedding = 4");
-            let encoder = config(&text).init(0, &device).unwrap();
-            let images = layers::tensor(picture([64, 64]), [2, 3, 32, 64], &device);
-            let grads = encoder.forward(images).powf_scalar(2.0).sum().backward();
-            let grads = burn::optim::GradientsParams::from_grads(grads, &encoder);
-            let params = burn::module::list_param_ids(&encoder);
-            assert!(grads.len() > 100);
-            let statistics = params.len() - grads.len();
-            let norms = grads.len();
-            assert!(
-                statistics < norms,
-                "{text}: {} of {}",
-                grads.len(),
-                params.len()
+            let config = config(&format!("{text}\nwidth = 0.25\nembedding = 4"));
+            let step = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                pool.install(|| gradient_bits(&config))
+            };
+            assert_eq!(step(1), step(5), "{text}");
+        }
+    }
+
+    /// The exact gradients of a loss over five images.
+    fn gradient_bits(config: &EncoderConfig) -> Vec<Vec<u8>> {
+        let device = Device::flex().autodiff();
+        let encoder = config.init(0, &device).unwrap();
+        let images = layers::tensor(picture([64, 160]), [5, 3, 64, 32], &device);
+        let grads = encoder.forward(images).powf_scalar(2.0).sum().backward();
+        let mut bits = Gradients {
+            grads,
+            bits: Vec::new(),
+        };
+        encoder.visit(&mut bits);
+        bits.bits
+    }
+
+    struct Gradients {
+        grads: burn::tensor::Gradients,
+        bits: Vec<Vec<u8>>,
+    }
+
+    impl ModuleVisitor for Gradients {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let gradient = param.val().grad(&self.grads);
+            self.bits
+                .extend(gradient.map(|g| g.into_data().as_bytes().to_vec()));
+        }
+    }
+
+    #[test]
+    fn training_reaches_every_parameter() {
+        for (text, units) in [
+            // Stem of one branch and a scale; 21 pairs of two branches, a scale for the depthwise.
+            ("architecture = 'mobileone-s0'\nbranches = 2", 2 + 21 * 5),
+            ("architecture = 'mobilenet-v2'", 52),
+        ] {
+            let config = config(&format!("{text}\nwidth = 0.25\nembedding = 4"));
+            // Kernel, scale and offset of each unit, scale and offset of the skips, the head.
+            let skips = match config.architecture {
+                Architecture::MobileNetV2 => 0,
+                _ => 17 + 18,
+            };
+            assert_eq!(
+                gradient_bits(&config).len(),
+                3 * units + 2 * skips + 2,
+                "{text}"
             );
         }
     }

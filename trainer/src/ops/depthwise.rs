@@ -261,9 +261,14 @@ impl Depthwise {
             let to = &mut phases[phase..][..count];
             match self.stride {
                 1 => to.copy_from_slice(&x[plane..][..count]),
-                stride => {
-                    let from = x[plane..].chunks(stride);
-                    to.iter_mut().zip(from).for_each(|(to, from)| *to = from[0]);
+                _ => {
+                    let (pairs, last) = x[plane..].as_chunks::<2>();
+                    for (to, pair) in to.iter_mut().zip(pairs) {
+                        *to = pair[0];
+                    }
+                    if count > pairs.len() {
+                        to[count - 1] = last[0];
+                    }
                 }
             }
         }
