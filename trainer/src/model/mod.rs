@@ -1,1 +1,2 @@
 //! Image encoders, adapter and regressor as trainable modules.
+pub mod head;
