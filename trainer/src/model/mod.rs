@@ -18,6 +18,7 @@ pub use layers::{Norm, Padding};
 use mobilenet::MobileNetV2;
 use mobileone::{MobileOne, Variant};
 
+pub mod head;
 pub mod layers;
 pub mod mobilenet;
 pub mod mobileone;
