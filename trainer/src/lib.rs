@@ -3,14 +3,14 @@
 //! Modules are declared in flow order; a module uses only those above it.
 
 pub mod config;
-pub mod synth;
 pub mod data;
-pub mod ops;
-pub mod graph;
-pub mod text;
-pub mod model;
-pub mod loss;
-pub mod optim;
-pub mod fit;
-pub mod report;
 pub mod export;
+pub mod fit;
+pub mod graph;
+pub mod loss;
+pub mod model;
+pub mod ops;
+pub mod optim;
+pub mod report;
+pub mod synth;
+pub mod text;
