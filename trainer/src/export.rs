@@ -5,4 +5,3 @@ pub mod onnx;
 pub mod quantize;
 pub mod calibrate;
 pub mod int8;
-pub mod assemble;

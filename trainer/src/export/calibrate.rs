@@ -111,7 +111,7 @@ fn observe_extremes(plan: &Arc<TypedSimplePlan>, net: &ConvNet, images: &[Vec<f3
     };
     let each: Vec<Vec<Extremes>> = images.par_iter().map(observe).collect::<TractResult<_>>()?;
     let Some((first, rest)) = each.split_first() else {
-        bail!("calibration needs at least one image");
+        return Err(TractError::msg("calibration needs at least one image"));
     };
     let mut all = first.clone();
     for image in rest {

@@ -22,6 +22,7 @@ pub mod head;
 pub mod layers;
 pub mod mobilenet;
 pub mod mobileone;
+pub mod numclip;
 pub mod weights;
 
 /// Which image encoder, and how wide.
