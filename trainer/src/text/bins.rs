@@ -233,4 +233,131 @@ fn unit_rows(mut values: Vec<f32>, dim: usize, origin: &str) -> Result<Vec<f32>,
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+    use safetensors::tensor::{Dtype, TensorView, serialize};
+    use std::collections::HashMap;
+    use std::path::PathBuf;
+
+    fn embeddings(rows: &[&[f32]]) -> BinEmbeddings {
+        let dim = rows[0].len();
+        BinEmbeddings {
+            labels: (0..rows.len()).map(|index| index.to_string()).collect(),
+            dim,
+            values: unit_rows(rows.concat(), dim, "test").expect("good rows"),
+            source: TextSource::Embeddings {
+                file: String::new(),
+                sha256: String::new(),
+                model: None,
+            },
+        }
+    }
+
+    #[test]
+    fn ordinality_counts_ordered_pairs() {
+        let arc = |degrees: &[f32]| {
+            let points = degrees
+                .iter()
+                .map(|d| [d.to_radians().cos(), d.to_radians().sin()]);
+            let points: Vec<[f32; 2]> = points.collect();
+            let rows: Vec<&[f32]> = points.iter().map(|point| &point[..]).collect();
+            ordinality(&embeddings(&rows))
+        };
+        assert_eq!(arc(&[0.0, 10.0, 30.0, 35.0, 80.0]), 1.0);
+        assert_eq!(arc(&[80.0, 35.0, 30.0, 10.0, 0.0]), 1.0);
+        // The middle bin lies outside, near the last: one of the two questions fails. Far out,
+        // both do.
+        assert_eq!(arc(&[0.0, 15.0, 10.0]), 0.5);
+        assert_eq!(arc(&[0.0, 30.0, 10.0]), 0.0);
+        // Of four bins with the last two swapped, 012 and 013 are in order; 023 and 123 fail one
+        // question each.
+        assert_eq!(arc(&[0.0, 10.0, 30.0, 25.0]), 0.75);
+        assert_eq!(arc(&[5.0, 5.0, 5.0]), 0.0);
+        assert_eq!(arc(&[0.0, 90.0]), 1.0);
+    }
+
+    #[test]
+    fn rows_leave_with_length_one() {
+        let bins = embeddings(&[&[3.0, 4.0], &[1e-30, 0.0], &[1e30, 1e30]]);
+        let half = std::f32::consts::FRAC_1_SQRT_2;
+        assert_eq!(bins.values, [0.6, 0.8, 1.0, 0.0, half, half]);
+        assert!((bins.similarity(0, 1) - 0.6).abs() < 1e-6);
+    }
+
+    /// Writes a file with one tensor and reads it as the embeddings of bins "a" and "b".
+    fn load(
+        name: &str,
+        shape: [usize; 2],
+        values: &[f32],
+        metadata: &[(&str, &str)],
+    ) -> Result<BinEmbeddings, TextError> {
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        let view = TensorView::new(Dtype::F32, shape.to_vec(), &bytes).expect("a view");
+        let pairs = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string()));
+        let metadata: HashMap<String, String> = pairs.collect();
+        let file = serialize([(name, view)], Some(metadata)).expect("a file");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("bins.safetensors");
+        std::fs::write(&path, file).expect("written");
+        load_bin_embeddings(&path, &["a".into(), "b".into()])
+    }
+
+    #[test]
+    fn loads_normalises_and_says_where_from() {
+        let metadata = [("labels", r#"["a", "b"]"#), ("model", "ViT-B-32")];
+        let bins = load("embeddings", [2, 2], &[3.0, 4.0, 0.0, -2.0], &metadata);
+        let bins = bins.expect("embeddings");
+        assert_eq!(
+            (bins.dim, &bins.labels[..]),
+            (2, &["a", "b"].map(String::from)[..])
+        );
+        assert_eq!(bins.values, [0.6, 0.8, 0.0, -1.0]);
+        let text = toml::to_string(&bins.source).expect("TOML");
+        assert!(
+            text.contains("kind = \"embeddings\"") && text.contains("ViT-B-32"),
+            "{text}"
+        );
+        assert_eq!(
+            toml::from_str::<TextSource>(&text).expect("TOML"),
+            bins.source
+        );
+        assert!(load("embeddings", [2, 1], &[3.0, 4.0], &[]).is_ok());
+    }
+
+    #[test]
+    fn bad_embedding_files_are_named() {
+        let check = |result: Result<BinEmbeddings, TextError>, expected: &str| {
+            let text = result.expect_err("an error").to_string();
+            assert!(text.contains(expected), "{text}");
+        };
+        check(
+            load("embedding", [2, 1], &[1.0, 1.0], &[]),
+            "missing embeddings",
+        );
+        let three = load("embeddings", [3, 1], &[1.0; 3], &[]);
+        check(three, "embeddings has shape [3, 1], expected [2, 1]");
+        let nan = load("embeddings", [2, 1], &[1.0, f32::NAN], &[]);
+        check(nan, "bin 1 is not finite");
+        check(
+            load("embeddings", [2, 1], &[0.0, 1.0], &[]),
+            "bin 0 is zero",
+        );
+        check(load("embeddings", [2, 0], &[], &[]), "expected [2, 1]");
+        let other = [("labels", r#"["b", "a"]"#)];
+        check(
+            load("embeddings", [2, 1], &[1.0, 1.0], &other),
+            r#"for ["b", "a"]"#,
+        );
+        let absent = PathBuf::from("absent.safetensors");
+        check(load_bin_embeddings(&absent, &[]), "absent.safetensors: ");
+    }
+
+    #[test]
+    fn sha256_of_the_standard_example() {
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256(b"abc"), expected);
+    }
+}

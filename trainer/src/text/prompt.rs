@@ -144,4 +144,28 @@ mod tests {
                 .is_ok()
         );
     }
+
+    #[test]
+    fn tokens_equal_the_reference() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../shared/golden/clip-tiny.json"
+        );
+        let Ok(text) = std::fs::read_to_string(path) else {
+            println!("skipped: no golden vectors at {path}");
+            return;
+        };
+        let golden: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let case = &golden["vit-gelu"];
+        let texts: Vec<String> = serde_json::from_value(case["texts"].clone()).expect("texts");
+        let tokens: Vec<Vec<u16>> = serde_json::from_value(case["tokens"].clone()).expect("tokens");
+        let tokenizer = Tokenizer::new();
+        for (text, tokens) in texts.iter().zip(tokens) {
+            assert_eq!(
+                encode(&tokenizer, text),
+                tokens[1..tokens.len() - 1],
+                "{text}"
+            );
+        }
+    }
 }

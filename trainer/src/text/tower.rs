@@ -170,7 +170,7 @@ impl TextTower {
         let positions = self
             .positions
             .clone()
-            .slice([0..length])
+            .narrow(0, 0, length)
             .unsqueeze_dim::<3>(0);
         let stream = self
             .blocks
@@ -331,3 +331,6 @@ fn check(config: &TextConfig) -> Result<(), TextError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

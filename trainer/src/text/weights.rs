@@ -279,3 +279,176 @@ fn compare_names(path: &Path, file: &SafeTensors, entries: &[Entry]) -> Result<(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::TextTower;
+    use safetensors::tensor::serialize;
+
+    fn config() -> TextConfig {
+        TextConfig {
+            width: 8,
+            layers: 2,
+            heads: 2,
+            embedding: 6,
+            context_length: 10,
+            ..TextConfig::default()
+        }
+    }
+
+    type Files = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+    /// The random tower as the tensors of a file, in f16.
+    fn tensors() -> Files {
+        let tensors = random(&config()).0.into_iter().map(|(name, data)| {
+            let shape = data.shape().to_vec();
+            let values = data.try_into_vec_as::<f32>().expect("f32 values");
+            let halves = values.iter().map(|value| f16::from_f32(*value));
+            let bytes = halves.flat_map(f16::to_le_bytes).collect();
+            (name, (Dtype::F16, shape, bytes))
+        });
+        tensors.collect()
+    }
+
+    fn load_bytes(bytes: &[u8]) -> Result<TextTower, TextError> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("clip.safetensors");
+        std::fs::write(&path, bytes).expect("written");
+        TextTower::load(&path, Some(2), Activation::QuickGelu, &Device::flex())
+    }
+
+    fn serialized(files: &Files) -> Vec<u8> {
+        let views = files.iter().map(|(name, (dtype, shape, bytes))| {
+            let view = TensorView::new(*dtype, shape.clone(), bytes);
+            (name, view.expect("a view"))
+        });
+        serialize(views, None).expect("a file")
+    }
+
+    #[test]
+    fn a_file_gives_back_the_tower_it_was_written_from() {
+        let mut files = tensors();
+        let ignored = (Dtype::U8, vec![1], vec![0]);
+        files.insert("visual.conv1.weight".into(), ignored.clone());
+        files.insert("logit_scale".into(), ignored);
+        let loaded = load_bytes(&serialized(&files)).expect("a tower");
+        assert_eq!(loaded.config(), &config());
+        let drawn = TextTower::random(&config(), &Device::flex()).expect("a tower");
+        let features = |tower: &TextTower| -> Vec<f32> {
+            let tokens = [vec![49406, 7, 49407], vec![49406, 300, 2, 5, 49407]];
+            let features = tower.features(tower.embed(&tokens), &[2, 4]);
+            features.into_data_as::<f32>().iter().collect()
+        };
+        for (loaded, drawn) in features(&loaded).iter().zip(features(&drawn)) {
+            assert!((loaded - drawn).abs() < 5e-3, "{loaded} {drawn}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let check = |change: fn(&mut Files), expected: &str| {
+            let mut files = tensors();
+            change(&mut files);
+            let error = load_bytes(&serialized(&files)).expect_err("an error");
+            let text = error.to_string();
+            assert!(text.contains("clip.safetensors: "), "{text}");
+            assert!(text.contains(expected), "{text}");
+        };
+        check(
+            |files| drop(files.remove("ln_final.bias")),
+            "missing ln_final.bias",
+        );
+        check(
+            |files| drop(files.remove("text_projection")),
+            "missing text_projection",
+        );
+        check(
+            |files| files.retain(|name, _| !name.starts_with("transformer.resblocks.0.")),
+            "resblocks.0.attn.in_proj_bias, transformer.resblocks.0.attn.in_proj_weight",
+        );
+        check(
+            |files| drop(files.insert("bert.pooler".into(), (Dtype::U8, vec![0], vec![]))),
+            "bert.pooler",
+        );
+        check(
+            |files| {
+                let (_, shape, bytes) = files.get_mut("ln_final.bias").expect("a tensor");
+                *shape = vec![4];
+                bytes.truncate(8);
+            },
+            "ln_final.bias has shape [4], expected [8]",
+        );
+        check(
+            |files| {
+                let (dtype, ..) = files.get_mut("ln_final.bias").expect("a tensor");
+                *dtype = Dtype::I16;
+            },
+            "ln_final.bias is I16, expected f16, bf16 or f32",
+        );
+        check(
+            |files| {
+                let (_, shape, _) = files.get_mut("positional_embedding").expect("a tensor");
+                *shape = vec![80];
+            },
+            "positional_embedding has shape [80]",
+        );
+    }
+
+    #[test]
+    fn a_file_cut_short_is_no_panic() {
+        let bytes = serialized(&tensors());
+        for length in [0, 1, 8, 100, bytes.len() / 2, bytes.len() - 1] {
+            let result = load_bytes(&bytes[..length]);
+            assert!(matches!(result, Err(TextError::Format { .. })), "{length}");
+        }
+    }
+
+    #[test]
+    fn random_weights_hang_on_the_seed_alone() {
+        let drawn = |threads: usize, seed: u64| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let config = TextConfig { seed, ..config() };
+            pool.expect("a pool").install(|| random(&config).0)
+        };
+        let first = drawn(1, 5);
+        assert!(first == drawn(3, 5));
+        let name = "transformer.resblocks.1.mlp.c_fc.weight";
+        assert!(first[name] != drawn(1, 6)[name]);
+        assert!(first[name] != first["transformer.resblocks.0.mlp.c_fc.weight"]);
+    }
+
+    #[test]
+    fn deviations_are_those_of_clip() {
+        let config = TextConfig {
+            width: 64,
+            layers: 8,
+            embedding: 32,
+            ..TextConfig::default()
+        };
+        let weights = random(&config).0;
+        let block = |part: &str| format!("transformer.resblocks.3.{part}");
+        // Width 64: width^-0.5 is 1/8; (2 · layers)^-0.5 is 1/4; (2 · width)^-0.5 is 0.0884.
+        for (name, expected) in [
+            ("token_embedding.weight".into(), 0.02),
+            ("positional_embedding".into(), 0.01),
+            ("text_projection".into(), 0.125),
+            (block("attn.in_proj_weight"), 0.125),
+            (block("attn.out_proj.weight"), 0.03125),
+            (block("mlp.c_fc.weight"), 0.08839),
+            (block("mlp.c_proj.weight"), 0.03125),
+            // Uniform between ±1/8: deviation (1/8) / √3.
+            (block("mlp.c_fc.bias"), 0.07217),
+        ] {
+            let values: Vec<f64> = weights[&name].iter().collect();
+            let count = values.len() as f64;
+            let mean = values.iter().sum::<f64>() / count;
+            let deviation = (values.iter().map(|v| v * v).sum::<f64>() / count).sqrt();
+            // Five standard errors.
+            let slack = 5.0 / count.sqrt();
+            assert!(mean.abs() < slack * expected, "{name}: mean {mean}");
+            let error = (deviation / expected - 1.0).abs();
+            assert!(error < slack, "{name}: deviation {deviation}");
+        }
+    }
+}
