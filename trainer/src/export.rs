@@ -1,7 +1,1 @@
-//! From a folded network to a bundle: float ONNX, calibration, int8 ONNX,
-//! golden vectors, metrics of both precisions.
-
-pub mod onnx;
-pub mod quantize;
-pub mod calibrate;
-pub mod int8;
+//! From a trained run to a bundle that a device can trust.

@@ -10,6 +10,7 @@ pub mod text;
 pub mod model;
 pub mod loss;
 pub mod optim;
+pub mod quantize;
 pub mod config;
 pub mod fit;
 pub mod export;

@@ -87,6 +87,7 @@ pub fn cosine_logits(embedding: Tensor<2>, bins: Tensor<2>, scale: f64) -> Tenso
 
 /// Turns the M bin logits of an image into a number.
 #[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has one")]
 pub enum Regressor {
     /// Bin starts, shifted by learned offsets.
     Ssr(Ssr),

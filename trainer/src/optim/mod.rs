@@ -14,7 +14,7 @@ pub use rule::Method;
 pub use schedule::{Decay, Schedule};
 
 use burn::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
-use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
 use burn::store::RecordError;
 use burn::tensor::{Bytes, Tensor};
@@ -51,11 +51,11 @@ pub struct LrGroup {
     pub lr: f64,
 }
 
-/// What went wrong with an optimiser or the averaged weights.
+/// What went wrong with an optimiser, a schedule or the averaged weights.
 #[derive(Debug, Error)]
 pub enum OptimError {
     /// A number in the configuration is out of range.
-    #[error("optimizer: `{field}` is {got}, expected {expected}")]
+    #[error("`{field}` is {got}, expected {expected}")]
     OutOfRange {
         /// The offending field.
         field: &'static str,
@@ -113,7 +113,7 @@ impl GroupedOptimizer {
         let paths = parameter_paths(module);
         let groups = config.groups.iter().map(|group| {
             let matcher = under(&group.path).filter(|matcher| {
-                let id = Default::default();
+                let id = ParamId::new();
                 paths.iter().any(|path| matcher.matches(&id, Some(path)))
             });
             let matcher = matcher.ok_or_else(|| empty_group(&group.path, &paths))?;

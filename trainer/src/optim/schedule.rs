@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{OptimError, in_range};
+
 /// Linear warm-up followed by a decay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -53,6 +55,28 @@ impl Default for Schedule {
 }
 
 impl Schedule {
+    /// Whether every number makes sense; [`factor`](Self::factor) is then 0 to 1.
+    ///
+    /// # Errors
+    ///
+    /// [`OptimError::OutOfRange`] naming the field.
+    pub fn validate(&self) -> Result<(), OptimError> {
+        let warmup = self.warmup_epochs;
+        let fits = warmup >= 0.0 && warmup.is_finite();
+        in_range("warmup_epochs", warmup, fits, "0 or more")?;
+        let share = |field, got| in_range(field, got, (0.0..=1.0).contains(&got), "0 to 1");
+        match &self.decay {
+            Decay::Constant => Ok(()),
+            Decay::Cosine { floor } => share("decay.floor", *floor),
+            Decay::MultiStep { epochs, gamma } => {
+                for at in epochs {
+                    in_range("decay.epochs", *at, *at >= 0.0, "0 or more")?;
+                }
+                share("decay.gamma", *gamma)
+            }
+        }
+    }
+
     /// The factor on every learning rate at `step` (from 0).
     ///
     /// With a warm-up of w steps it is `(step + 1) / w` for the first w steps, so the first step
@@ -136,6 +160,26 @@ mod tests {
             "warmup_epochs = 2",
             &[(19, 1.0), (20, 1.0), (60, 0.5), (100, 0.0)],
         );
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_named() {
+        let check = |text: &str, expected: &str| {
+            let schedule: Schedule = toml::from_str(text).expect("a schedule");
+            let error = schedule.validate().expect_err("an error").to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        check("warmup_epochs = -1", "`warmup_epochs` is -1");
+        check("warmup_epochs = nan", "`warmup_epochs` is NaN");
+        check(
+            "decay = { kind = 'cosine', floor = 2 }",
+            "`decay.floor` is 2",
+        );
+        let multi_step = "decay = { kind = 'multi-step', epochs = [4, -1] }";
+        check(multi_step, "`decay.epochs` is -1");
+        let multi_step = "decay = { kind = 'multi-step', epochs = [4], gamma = 3 }";
+        check(multi_step, "`decay.gamma` is 3");
+        assert!(Schedule::default().validate().is_ok());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tract_onnx::prelude::*;
 
 use super::onnx::float_tapped;
-use super::quantize::Affine;
+use super::affine::Affine;
 use crate::graph::{Activation, ConvNet, Op};
 
 /// How a range is chosen from what was observed.

@@ -7,7 +7,7 @@
 
 use super::calibrate::Tap;
 use super::onnx::{Builder, INPUT, conv_attributes, output_dim};
-use super::quantize::{Affine, quantize_conv};
+use super::affine::{Affine, quantize_conv};
 use crate::graph::{Conv, ConvNet, Op, Value};
 
 /// Writes `net` in int8. `input` quantises the image tensor, `taps` holds one
