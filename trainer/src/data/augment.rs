@@ -1,11 +1,17 @@
 //! Random changes to training images that leave the label true.
 
+mod crop;
+mod pixels;
+
 use numclip::{
-    frame::{Frame, PixelFormat},
+    frame::Frame,
     preprocess::{Plan, Preprocessor, Resize},
 };
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
+
+use self::crop::cut;
+use self::pixels::{add_noise, blur, flip_columns, flip_rows, mean_luma, rotate};
 
 /// What may happen to a training image; a probability of 0 switches a change
 /// off.
@@ -320,113 +326,6 @@ fn chance(rng: &mut impl Rng, probability: f32) -> bool {
     rng.random::<f32>() < probability
 }
 
-/// Part of an image, in pixels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Area {
-    left: u32,
-    top: u32,
-    width: u32,
-    height: u32,
-}
-
-impl Crop {
-    /// A part of random area and proportions; if none fits in ten attempts,
-    /// the largest central part with allowed proportions.
-    fn sample(self, width: u32, height: u32, rng: &mut impl Rng) -> Area {
-        let area = width as f32 * height as f32;
-        let [narrow, wide] = self.ratio;
-        for _ in 0..10 {
-            let target = area * rng.random_range(self.scale[0]..=self.scale[1]);
-            let ratio = rng.random_range(narrow.ln()..=wide.ln()).exp();
-            let (w, h) = (
-                (target * ratio).sqrt().round(),
-                (target / ratio).sqrt().round(),
-            );
-            let (w, h) = (w.max(1.0) as u32, h.max(1.0) as u32);
-            if w <= width && h <= height {
-                return Area {
-                    left: rng.random_range(0..=width - w),
-                    top: rng.random_range(0..=height - h),
-                    width: w,
-                    height: h,
-                };
-            }
-        }
-        let ratio = (width as f32 / height as f32).clamp(narrow, wide);
-        let w = (height as f32 * ratio).round().clamp(1.0, width as f32) as u32;
-        let h = (w as f32 / ratio).round().clamp(1.0, height as f32) as u32;
-        Area {
-            left: (width - w) / 2,
-            top: (height - h) / 2,
-            width: w,
-            height: h,
-        }
-    }
-}
-
-fn cut(frame: &Frame, area: Area) -> Frame {
-    let stride = frame.width() as usize * 3;
-    let left = area.left as usize * 3;
-    let pixels = frame
-        .pixels()
-        .chunks_exact(stride)
-        .skip(area.top as usize)
-        .take(area.height as usize)
-        .flat_map(|row| &row[left..left + area.width as usize * 3])
-        .copied()
-        .collect();
-    Frame::new(area.width, area.height, PixelFormat::Rgb, pixels)
-        .expect("the area lies within the frame")
-}
-
-fn flip_rows(pixels: &mut [u8], side: usize) {
-    for row in pixels.chunks_exact_mut(side * 3) {
-        for x in 0..side / 2 {
-            for c in 0..3 {
-                row.swap(x * 3 + c, (side - 1 - x) * 3 + c);
-            }
-        }
-    }
-}
-
-fn flip_columns(pixels: &mut [u8], side: usize) {
-    let stride = side * 3;
-    for y in 0..side / 2 {
-        let (upper, lower) = pixels.split_at_mut((side - 1 - y) * stride);
-        upper[y * stride..(y + 1) * stride].swap_with_slice(&mut lower[..stride]);
-    }
-}
-
-/// Turns the picture about its middle, `degrees` clockwise, bilinearly; what
-/// comes in from outside repeats the edge.
-fn rotate(pixels: &[u8], side: usize, degrees: f32) -> Vec<u8> {
-    let (sin, cos) = degrees.to_radians().sin_cos();
-    let middle = (side as f32 - 1.0) / 2.0;
-    let last = side as f32 - 1.0;
-    let mut turned = Vec::with_capacity(pixels.len());
-    for y in 0..side {
-        for x in 0..side {
-            let (dx, dy) = (x as f32 - middle, y as f32 - middle);
-            let from_x = (middle + dx * cos + dy * sin).clamp(0.0, last);
-            let from_y = (middle - dx * sin + dy * cos).clamp(0.0, last);
-            turned.extend(bilinear(pixels, side, from_x, from_y));
-        }
-    }
-    turned
-}
-
-fn bilinear(pixels: &[u8], side: usize, x: f32, y: f32) -> [u8; 3] {
-    let (x0, y0) = (x as usize, y as usize);
-    let (x1, y1) = ((x0 + 1).min(side - 1), (y0 + 1).min(side - 1));
-    let (u, v) = (x - x0 as f32, y - y0 as f32);
-    [0, 1, 2].map(|c| {
-        let at = |x: usize, y: usize| f32::from(pixels[(y * side + x) * 3 + c]);
-        let top = at(x0, y0) + (at(x1, y0) - at(x0, y0)) * u;
-        let bottom = at(x0, y1) + (at(x1, y1) - at(x0, y1)) * u;
-        (top + (bottom - top) * v).round() as u8
-    })
-}
-
 impl ColorJitter {
     /// Brightness, contrast, saturation and hue in one affine map of the
     /// colours, so that rounding happens once.
@@ -460,63 +359,6 @@ impl ColorJitter {
     }
 }
 
-fn mean_luma(pixels: &[u8]) -> f32 {
-    let sum = pixels.chunks_exact(3).fold([0_u64; 3], |sum, pixel| {
-        [0, 1, 2].map(|c| sum[c] + u64::from(pixel[c]))
-    });
-    let [r, g, b] = sum.map(|s| s as f32 * 3.0 / pixels.len().max(1) as f32);
-    0.299 * r + 0.587 * g + 0.114 * b
-}
-
-/// Separable Gaussian of three standard deviations either way; the edge is
-/// repeated.
-fn blur(pixels: &mut Vec<u8>, side: usize, sigma: f32) {
-    let reach = (3.0 * sigma).ceil() as usize;
-    let kernel: Vec<f32> = (0..=2 * reach)
-        .map(|i| (i as f32 - reach as f32) / sigma)
-        .map(|d| (-d * d / 2.0).exp())
-        .collect();
-    let total: f32 = kernel.iter().sum();
-    let kernel: Vec<f32> = kernel.iter().map(|w| w / total).collect();
-    for (step, across) in [(3, side * 3), (side * 3, 3)] {
-        *pixels = blur_axis(pixels, side, &kernel, step, across);
-    }
-}
-
-/// Blurs lines whose pixels are `step` bytes apart, the lines `across`.
-fn blur_axis(pixels: &[u8], side: usize, kernel: &[f32], step: usize, across: usize) -> Vec<u8> {
-    let reach = kernel.len() / 2;
-    let mut result = vec![0; pixels.len()];
-    for line in 0..side {
-        for at in 0..side {
-            let mut sum = [0.0; 3];
-            for (k, weight) in kernel.iter().enumerate() {
-                let from = line * across + (at + k).saturating_sub(reach).min(side - 1) * step;
-                for c in 0..3 {
-                    sum[c] += weight * f32::from(pixels[from + c]);
-                }
-            }
-            let to = line * across + at * step;
-            for c in 0..3 {
-                result[to + c] = sum[c].round() as u8;
-            }
-        }
-    }
-    result
-}
-
-fn add_noise(pixels: &mut [u8], deviation: f32, rng: &mut impl Rng) {
-    for value in pixels {
-        // The sum of twelve uniform numbers less six is close to normal; four
-        // bytes scaled to the same deviation are close enough here.
-        let sum: u32 = rng.next_u32().to_le_bytes().map(u32::from).iter().sum();
-        let normal = (sum as f32 - 510.0) / 147.8;
-        *value = (f32::from(*value) + deviation * normal)
-            .round()
-            .clamp(0.0, 255.0) as u8;
-    }
-}
-
 impl Erase {
     /// Paints a rectangle of random area and proportions in mid grey.
     fn apply(self, pixels: &mut [u8], side: usize, rng: &mut impl Rng) {
@@ -534,16 +376,17 @@ impl Erase {
 
 #[cfg(test)]
 mod tests {
+    use numclip::frame::PixelFormat;
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
 
-    fn rng() -> ChaCha8Rng {
+    pub(super) fn rng() -> ChaCha8Rng {
         ChaCha8Rng::seed_from_u64(5)
     }
 
-    fn ramp(width: u32, height: u32) -> Frame {
+    pub(super) fn ramp(width: u32, height: u32) -> Frame {
         let pixels = (0..height)
             .flat_map(|y| (0..width).flat_map(move |x| [x as u8 * 3, y as u8 * 3, (x + y) as u8]))
             .collect();
@@ -580,66 +423,6 @@ mod tests {
     }
 
     #[test]
-    fn flips_undo_themselves() {
-        for side in [1, 2, 5, 8] {
-            let original: Vec<u8> = (0..side * side * 3).map(|i| i as u8).collect();
-            let mut pixels = original.clone();
-            flip_rows(&mut pixels, side);
-            assert_eq!(pixels[..3], original[(side - 1) * 3..side * 3]);
-            flip_rows(&mut pixels, side);
-            flip_columns(&mut pixels, side);
-            assert_eq!(pixels[..3], original[(side - 1) * side * 3..][..3]);
-            flip_columns(&mut pixels, side);
-            assert_eq!(pixels, original);
-        }
-    }
-
-    #[test]
-    fn a_quarter_turn_moves_the_corners_on() {
-        let side = 7;
-        let pixels = ramp(7, 7).into_pixels();
-        let turned = rotate(&pixels, side, 90.0);
-        // Top left goes to top right.
-        assert_eq!(turned[(side - 1) * 3..side * 3], pixels[..3]);
-        assert_eq!(rotate(&pixels, side, 0.0), pixels);
-    }
-
-    #[test]
-    fn crops_stay_inside_and_near_the_asked_area() {
-        let crop = Crop {
-            scale: [0.3, 0.6],
-            ratio: [0.75, 1.4],
-        };
-        let mut rng = rng();
-        for _ in 0..500 {
-            let area = crop.sample(120, 90, &mut rng);
-            assert!(area.left + area.width <= 120 && area.top + area.height <= 90);
-            let share = (area.width * area.height) as f32 / (120.0 * 90.0);
-            assert!((0.28..=0.62).contains(&share), "{share}");
-        }
-        for (width, height) in [(1, 1), (1, 300), (300, 1), (2, 3)] {
-            let area = crop.sample(width, height, &mut rng);
-            assert!(area.width >= 1 && area.height >= 1);
-            assert!(area.left + area.width <= width && area.top + area.height <= height);
-        }
-    }
-
-    #[test]
-    fn cutting_takes_the_right_pixels() {
-        let part = cut(
-            &ramp(10, 8),
-            Area {
-                left: 2,
-                top: 3,
-                width: 4,
-                height: 2,
-            },
-        );
-        assert_eq!(part.pixels()[..3], [6, 9, 5]);
-        assert_eq!(part.pixels()[part.pixels().len() - 3..], [15, 12, 9]);
-    }
-
-    #[test]
     fn neutral_colours_change_nothing() {
         let neutral = ColorJitter {
             probability: 1.0,
@@ -673,17 +456,6 @@ mod tests {
                 .chunks(3)
                 .all(|p| p[0].abs_diff(p[1]) <= 1 && p[1].abs_diff(p[2]) <= 1)
         );
-    }
-
-    #[test]
-    fn blur_keeps_the_mean_and_flattens() {
-        let side = 16;
-        let mut pixels: Vec<u8> = (0..side * side)
-            .flat_map(|i| [if i % 2 == 0 { 0 } else { 200 }; 3])
-            .collect();
-        blur(&mut pixels, side, 1.5);
-        let middle = pixels[(side * 8 + 8) * 3];
-        assert!(middle.abs_diff(100) <= 2, "{middle}");
     }
 
     #[test]
