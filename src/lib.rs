@@ -1,1 +1,24 @@
-//! x
+//! On-device ordinal estimation from a camera.
+//!
+//! An image encoder embeds a frame, the embedding is matched against text
+//! embeddings of common-language bins ("child", "teenager", …), and a small
+//! regressor turns the match into a number. The method is NumCLIP (Du et al.,
+//! "Teach CLIP to Develop a Number Sense for Ordinal Regression", ECCV 2024).
+//!
+//! Modules are declared in flow order: one uses only those above it, stages
+//! exchange plain values, and [`pipeline`] alone sees every stage.
+//!
+//! ```text
+//! decode → Frame → preprocess → tensor → encode → embedding → estimate → Estimate
+//! ```
+
+pub mod frame;
+pub mod decode;
+pub mod preprocess;
+pub mod bins;
+pub mod estimate;
+pub mod metrics;
+pub mod bundle;
+pub mod encode;
+pub mod pipeline;
+pub mod verify;

@@ -18,10 +18,12 @@ pub use layers::{Norm, Padding};
 use mobilenet::MobileNetV2;
 use mobileone::{MobileOne, Variant};
 
+pub mod head;
 pub mod layers;
 pub mod mobilenet;
 pub mod mobileone;
 pub mod names;
+pub mod numclip;
 pub mod weights;
 
 /// Which image encoder, and how wide.

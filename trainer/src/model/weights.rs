@@ -16,7 +16,8 @@ use thiserror::Error;
 
 use super::layers::{self, ConvUnit, Norm, Padding};
 use super::mobileone::Block;
-use super::names::{Format, mobilenet_names};
+pub use super::names::Format;
+use super::names::mobilenet_names;
 use super::{Architecture, EncoderConfig, Features, ImageEncoder};
 use crate::graph::{Conv, Op};
 

@@ -1,0 +1,139 @@
+//! Writing a bundle so that it is whole or absent.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use safetensors::serialize;
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::golden::{Golden, bytes_of};
+use super::manifest::Manifest;
+use super::open::{BundleError, digest};
+use super::{BINS, GOLDEN, MANIFEST};
+
+/// What goes into a bundle beside the manifest.
+pub struct Contents {
+    /// Encoder files by name; the manifest lists each of them.
+    pub encoders: BTreeMap<String, Vec<u8>>,
+    /// Bin embeddings: `[bins, dim]`, row-major, rows of unit norm.
+    pub embeddings: Vec<f32>,
+    /// Golden vectors.
+    pub golden: Golden,
+}
+
+/// Writes a bundle to `directory`, which must not exist or be an older
+/// bundle; that one is replaced in the last step. Fills in
+/// [`Manifest::files`]. `check` sees the whole bundle under a temporary name and
+/// may refuse it.
+///
+/// # Errors
+/// [`BundleError`] when `directory` holds something else, or a file cannot be
+/// written; what `check` returns. Nothing is left under the final name then
+/// that was not there before.
+pub fn write<E: From<BundleError>>(
+    directory: &Path,
+    manifest: Manifest,
+    contents: &Contents,
+    check: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    refuse_foreign(directory)?;
+    let staged = stage(directory).map_err(|error| BundleError::io(directory, error))?;
+    for (name, bytes) in &files(manifest, contents)? {
+        let path = staged.path().join(name);
+        write_synced(&path, bytes).map_err(|error| BundleError::io(&path, error))?;
+    }
+    check(staged.path())?;
+    Ok(replace(staged, directory).map_err(|error| BundleError::io(directory, error))?)
+}
+
+/// Every file of the bundle by name, the manifest among them.
+fn files(
+    mut manifest: Manifest,
+    contents: &Contents,
+) -> Result<BTreeMap<String, Vec<u8>>, BundleError> {
+    let mut files = contents.encoders.clone();
+    files.insert(BINS.into(), bins_file(&manifest, &contents.embeddings)?);
+    let golden = contents.golden.to_bytes();
+    let golden = golden.map_err(|error| BundleError::file(GOLDEN, error.to_string()))?;
+    files.insert(GOLDEN.into(), golden);
+    manifest.files = files.iter().map(|(name, bytes)| (name.clone(), digest(bytes))).collect();
+    let text = toml::to_string(&manifest);
+    let text = text.map_err(|error| BundleError::file(MANIFEST, error.to_string()))?;
+    files.insert(MANIFEST.into(), text.into_bytes());
+    Ok(files)
+}
+
+fn refuse_foreign(directory: &Path) -> Result<(), BundleError> {
+    let occupied = directory.exists() && !directory.join(MANIFEST).is_file();
+    if occupied && fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
+        let message = "the folder is not empty and holds no bundle; name a new folder";
+        return Err(BundleError::file(
+            &directory.display().to_string(),
+            message.into(),
+        ));
+    }
+    Ok(())
+}
+
+fn stage(directory: &Path) -> io::Result<tempfile::TempDir> {
+    let parent = match directory.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(parent)?;
+    tempfile::Builder::new()
+        .prefix(".bundle-")
+        .tempdir_in(parent)
+}
+
+fn bins_file(manifest: &Manifest, embeddings: &[f32]) -> Result<Vec<u8>, BundleError> {
+    let shape = vec![manifest.bins.bin.len(), manifest.bins.dim];
+    let bytes = bytes_of(embeddings);
+    TensorView::new(Dtype::F32, shape, &bytes)
+        .and_then(|view| serialize([("embeddings", view)], None::<HashMap<String, String>>))
+        .map_err(|error| BundleError::file(BINS, error.to_string()))
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Moves the staged folder into place. An older bundle is moved aside first
+/// and dropped afterwards, so that one of the two is always there.
+fn replace(staged: tempfile::TempDir, directory: &Path) -> io::Result<()> {
+    File::open(staged.path())?.sync_all()?;
+    make_readable(staged.path())?;
+    let old = staged.path().with_extension("old");
+    let had_old = directory.exists();
+    if had_old {
+        fs::rename(directory, &old)?;
+    }
+    if let Err(error) = fs::rename(staged.path(), directory) {
+        if had_old {
+            fs::rename(&old, directory)?;
+        }
+        return Err(error);
+    }
+    // The folder has its final name now; there is nothing left to clean up.
+    let _ = staged.keep();
+    if had_old {
+        fs::remove_dir_all(&old)?;
+    }
+    Ok(())
+}
+
+/// A temporary folder is private; a bundle is for every reader.
+#[cfg(unix)]
+fn make_readable(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
+}
+
+#[cfg(not(unix))]
+fn make_readable(_: &Path) -> io::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,385 @@
+//! From an embedding to a number with an interval.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::bins::{Bin, Bins};
+
+/// What one picture says about the quantity.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Estimate {
+    /// The quantity, in the task's unit, within the task's range.
+    pub value: f32,
+    /// The most probable bin.
+    pub bin: usize,
+    /// Probability of every bin, summing to 1.
+    pub probabilities: Vec<f32>,
+    /// Lower and upper end of the calibrated interval around `value`.
+    pub interval: Option<[f32; 2]>,
+}
+
+/// How bin logits become a number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Regressor {
+    /// Σ pᵢ·vᵢ over the value that stands for each bin.
+    Expectation {
+        /// One value for every bin, in the task's unit.
+        values: Vec<f32>,
+    },
+    /// Soft stagewise regression with shifted bin starts, as in NumCLIP:
+    /// Σ pᵢ·sᵢ / max(1 + λ·δᵢ, [`SSR_MIN_DENOMINATOR`]), where
+    /// δ = tanh(W₂·relu(W₁·logits + b₁) + b₂).
+    Ssr {
+        /// One start for every bin, in the task's unit.
+        starts: Vec<f32>,
+        /// Reach of the shift λ, 0 to 1; the published form has 1.
+        lambda: f32,
+        /// W₁: `[hidden, bins]`, row-major.
+        hidden_weight: Vec<f32>,
+        /// b₁: `[hidden]`.
+        hidden_bias: Vec<f32>,
+        /// W₂: `[bins, hidden]`, row-major.
+        shift_weight: Vec<f32>,
+        /// b₂: `[bins]`.
+        shift_bias: Vec<f32>,
+    },
+}
+
+/// Split-conformal interval, normalised by the spread of the bin distribution
+/// (Lei et al., 2018, §5.2): value ± quantile · max(spread, floor).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// Share of validation pictures inside the interval, 0 to 1.
+    pub coverage: f32,
+    /// Multiple of the spread that reaches this share.
+    pub quantile: f32,
+    /// Smallest spread, in the task's unit.
+    pub floor: f32,
+}
+
+/// Everything between an embedding and an estimate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Estimator {
+    bins: Bins,
+    regressor: Regressor,
+    logit_scale: f32,
+    range: [f32; 2],
+    calibration: Option<Calibration>,
+}
+
+/// Parts that do not make an estimator.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[error("{field}: expected {expected}, got {got}")]
+pub struct EstimatorError {
+    /// The field of the bundle.
+    pub field: &'static str,
+    /// What may stand there.
+    pub expected: String,
+    /// What stands there.
+    pub got: String,
+}
+
+/// The smallest denominator of the SSR regressor: with λ = 1 a shift can bring
+/// 1 + λ·δ to zero in 32-bit floats.
+pub const SSR_MIN_DENOMINATOR: f32 = 1e-6;
+
+impl Estimator {
+    /// Puts the parts together once they fit: after this, estimating cannot fail.
+    ///
+    /// # Errors
+    /// [`EstimatorError`] names the first field that does not fit.
+    pub fn new(
+        bins: Bins,
+        regressor: Regressor,
+        logit_scale: f32,
+        range: [f32; 2],
+        calibration: Option<Calibration>,
+    ) -> Result<Self, EstimatorError> {
+        regressor.check(bins.as_slice().len())?;
+        if !logit_scale.is_finite() || logit_scale <= 0.0 {
+            return Err(mismatch("logit_scale", "a positive number", logit_scale));
+        }
+        if !range.iter().all(|end| end.is_finite()) || range[0] >= range[1] {
+            return Err(mismatch(
+                "task.range",
+                "two finite numbers, ascending",
+                format!("{range:?}"),
+            ));
+        }
+        if let Some(calibration) = &calibration {
+            calibration.check()?;
+        }
+        Ok(Self {
+            bins,
+            regressor,
+            logit_scale,
+            range,
+            calibration,
+        })
+    }
+
+    /// The bins with their embeddings.
+    pub fn bins(&self) -> &Bins {
+        &self.bins
+    }
+
+    /// The estimate for `embedding` (any norm, `bins().dim()` values).
+    pub fn estimate(&self, embedding: &[f32]) -> Estimate {
+        let mut logits = self.bins.cosines(embedding);
+        for logit in &mut logits {
+            *logit *= self.logit_scale;
+        }
+        self.estimate_logits(&logits)
+    }
+
+    /// The estimate for `logits`, one for every bin: cosine times logit scale.
+    pub fn estimate_logits(&self, logits: &[f32]) -> Estimate {
+        let probabilities = softmax(logits);
+        let [low, high] = self.range;
+        let value = self
+            .regressor
+            .value(logits, &probabilities)
+            .clamp(low, high);
+        let interval = self.calibration.map(|calibration| {
+            let half = calibration.half_width(self.bins.as_slice(), &probabilities);
+            [(value - half).max(low), (value + half).min(high)]
+        });
+        Estimate {
+            value,
+            bin: argmax(&probabilities),
+            probabilities,
+            interval,
+        }
+    }
+}
+
+impl Regressor {
+    /// The number that `logits` and their softmax give, before it is clamped
+    /// to the task's range. The regressor must have passed [`Regressor::check`].
+    pub fn value(&self, logits: &[f32], probabilities: &[f32]) -> f32 {
+        match self {
+            Self::Expectation { values } => dot(probabilities, values),
+            Self::Ssr {
+                starts,
+                lambda,
+                hidden_weight,
+                hidden_bias,
+                shift_weight,
+                shift_bias,
+            } => {
+                let hidden = affine(hidden_weight, hidden_bias, logits, |x| x.max(0.0));
+                let shifts = affine(shift_weight, shift_bias, &hidden, f32::tanh);
+                let shifted =
+                    |(start, shift): (&f32, &f32)| start / (1.0 + lambda * shift).max(SSR_MIN_DENOMINATOR);
+                let anchors: Vec<f32> = starts.iter().zip(&shifts).map(shifted).collect();
+                dot(probabilities, &anchors)
+            }
+        }
+    }
+
+    /// Checks that every part has the length that `bins` bins ask for.
+    ///
+    /// # Errors
+    /// [`EstimatorError`] names the first part that does not fit.
+    pub fn check(&self, bins: usize) -> Result<(), EstimatorError> {
+        match self {
+            Self::Expectation { values } => check_values("regressor.values", values, bins),
+            Self::Ssr {
+                starts,
+                lambda,
+                hidden_weight,
+                hidden_bias,
+                shift_weight,
+                shift_bias,
+            } => {
+                let hidden = hidden_bias.len();
+                if !(0.0..=1.0).contains(lambda) {
+                    return Err(mismatch("regressor.lambda", "0 to 1", lambda));
+                }
+                check_values("regressor.starts", starts, bins)?;
+                check_values("regressor.hidden_bias", hidden_bias, hidden.max(1))?;
+                check_values("regressor.hidden_weight", hidden_weight, hidden * bins)?;
+                check_values("regressor.shift_weight", shift_weight, hidden * bins)?;
+                check_values("regressor.shift_bias", shift_bias, bins)
+            }
+        }
+    }
+}
+
+impl Calibration {
+    /// Half the width of the interval for this distribution over `bins`.
+    pub fn half_width(&self, bins: &[Bin], probabilities: &[f32]) -> f32 {
+        self.quantile * spread(bins, probabilities).max(self.floor)
+    }
+
+    fn check(&self) -> Result<(), EstimatorError> {
+        if !(0.0..=1.0).contains(&self.coverage) {
+            return Err(mismatch("interval.coverage", "0 to 1", self.coverage));
+        }
+        for (field, value) in [
+            ("interval.quantile", self.quantile),
+            ("interval.floor", self.floor),
+        ] {
+            if !value.is_finite() || value < 0.0 {
+                return Err(mismatch(field, "a number that is not negative", value));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Standard deviation of the bin centres under `probabilities`, in the task's unit.
+pub fn spread(bins: &[Bin], probabilities: &[f32]) -> f32 {
+    let weighted = |f: &dyn Fn(f32) -> f32| -> f32 {
+        bins.iter()
+            .zip(probabilities)
+            .map(|(bin, p)| p * f(bin.center()))
+            .sum()
+    };
+    let mean = weighted(&|center| center);
+    weighted(&|center| (center - mean) * (center - mean))
+        .max(0.0)
+        .sqrt()
+}
+
+/// Softmax of `logits`, safe for any finite values.
+pub fn softmax(logits: &[f32]) -> Vec<f32> {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f32> = logits.iter().map(|logit| (logit - highest).exp()).collect();
+    let sum: f32 = powers.iter().sum();
+    powers.iter().map(|power| power / sum).collect()
+}
+
+fn argmax(values: &[f32]) -> usize {
+    let better = |best: usize, index: usize| {
+        if values[index] > values[best] {
+            index
+        } else {
+            best
+        }
+    };
+    (0..values.len()).fold(0, better)
+}
+
+fn affine(
+    weight: &[f32],
+    bias: &[f32],
+    input: &[f32],
+    activation: impl Fn(f32) -> f32,
+) -> Vec<f32> {
+    let rows = weight.chunks_exact(input.len());
+    rows.zip(bias)
+        .map(|(row, bias)| activation(dot(row, input) + bias))
+        .collect()
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn check_values(field: &'static str, values: &[f32], len: usize) -> Result<(), EstimatorError> {
+    if values.len() != len {
+        return Err(mismatch(field, format!("{len} numbers"), values.len()));
+    }
+    match values.iter().find(|value| !value.is_finite()) {
+        Some(value) => Err(mismatch(field, "finite numbers", value)),
+        None => Ok(()),
+    }
+}
+
+fn mismatch(field: &'static str, expected: impl ToString, got: impl ToString) -> EstimatorError {
+    EstimatorError {
+        field,
+        expected: expected.to_string(),
+        got: got.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grades(count: usize) -> Bins {
+        let bins = (0..count)
+            .map(|grade| Bin {
+                label: format!("grade {grade}"),
+                start: grade as f32,
+                end: grade as f32,
+            })
+            .collect();
+        let embeddings = (0..count * count)
+            .map(|i| if i % (count + 1) == 0 { 1.0 } else { 0.0 })
+            .collect();
+        Bins::new(bins, embeddings).unwrap()
+    }
+
+    fn expectation(count: usize) -> Regressor {
+        Regressor::Expectation {
+            values: (0..count).map(|grade| grade as f32).collect(),
+        }
+    }
+
+    #[test]
+    fn expectation_between_two_equal_bins_is_their_middle() {
+        let estimator = Estimator::new(grades(3), expectation(3), 50.0, [0.0, 2.0], None).unwrap();
+        let estimate = estimator.estimate(&[0.0, 1.0, 1.0]);
+        assert!((estimate.value - 1.5).abs() < 1e-4, "{estimate:?}");
+        assert!((estimate.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn ssr_without_shift_is_the_expectation_of_the_starts() {
+        let ssr = Regressor::Ssr {
+            starts: vec![0.0, 10.0],
+            lambda: 1.0,
+            hidden_weight: vec![1.0, 0.0, 0.0, 1.0],
+            hidden_bias: vec![0.0, 0.0],
+            shift_weight: vec![0.0; 4],
+            shift_bias: vec![0.0, 0.5_f32.atanh()],
+        };
+        let value = ssr.value(&[0.0, 0.0], &[0.5, 0.5]);
+        assert!((value - 5.0 / 1.5).abs() < 1e-5, "{value}");
+    }
+
+    #[test]
+    fn values_stay_within_the_range_and_intervals_too() {
+        let calibration = Calibration {
+            coverage: 0.9,
+            quantile: 2.0,
+            floor: 0.25,
+        };
+        let estimator = Estimator::new(
+            grades(3),
+            expectation(3),
+            100.0,
+            [0.5, 1.75],
+            Some(calibration),
+        )
+        .unwrap();
+        let low = estimator.estimate(&[1.0, 0.0, 0.0]);
+        assert_eq!(
+            (low.value, low.bin, low.interval),
+            (0.5, 0, Some([0.5, 1.0]))
+        );
+    }
+
+    #[test]
+    fn softmax_survives_extreme_logits() {
+        assert_eq!(softmax(&[1e30, -1e30]), [1.0, 0.0]);
+        assert_eq!(softmax(&[-1e30, -1e30]), [0.5, 0.5]);
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_are_named() {
+        let fail = |regressor, scale, range| {
+            Estimator::new(grades(3), regressor, scale, range, None)
+                .unwrap_err()
+                .field
+        };
+        assert_eq!(fail(expectation(2), 100.0, [0.0, 2.0]), "regressor.values");
+        assert_eq!(fail(expectation(3), f32::NAN, [0.0, 2.0]), "logit_scale");
+        assert_eq!(fail(expectation(3), 100.0, [2.0, 2.0]), "task.range");
+    }
+}

@@ -1,0 +1,106 @@
+//! All stages in a row: the one module that knows each of them.
+
+use std::time::{Duration, Instant};
+
+use crate::bundle::Bundle;
+use crate::encode::{self, EncodeError, Engine, Model, Session};
+use crate::estimate::Estimate;
+use crate::frame::Frame;
+use crate::preprocess::Preprocessor;
+
+/// A bundle with its encoder loaded; shared between threads.
+pub struct Pipeline {
+    bundle: Bundle,
+    model: Box<dyn Model>,
+}
+
+/// What one thread needs to turn frames into estimates.
+pub struct Worker<'a> {
+    bundle: &'a Bundle,
+    session: Box<dyn Session>,
+    preprocessor: Preprocessor,
+    tensor: Vec<f32>,
+}
+
+/// An estimate and how long each stage took.
+#[derive(Clone, Debug)]
+pub struct Timed {
+    /// The estimate.
+    pub estimate: Estimate,
+    /// Resize, crop and normalisation.
+    pub preprocess: Duration,
+    /// The network.
+    pub encode: Duration,
+    /// Bin matching and regression.
+    pub estimation: Duration,
+}
+
+impl Pipeline {
+    /// Loads the encoder of `bundle` by `engine`, or the best this build has.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when no engine can load it.
+    pub fn new(bundle: Bundle, engine: Option<Engine>) -> Result<Self, EncodeError> {
+        let model = encode::load(&bundle, engine)?;
+        Ok(Self { bundle, model })
+    }
+
+    /// The bundle.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// The engine that runs the encoder.
+    pub fn engine(&self) -> Engine {
+        self.model.engine()
+    }
+
+    /// A worker for the calling thread.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when the engine cannot set up another session.
+    pub fn worker(&self) -> Result<Worker<'_>, EncodeError> {
+        Ok(Worker {
+            bundle: &self.bundle,
+            session: self.model.session()?,
+            preprocessor: Preprocessor::default(),
+            tensor: vec![0.0; self.bundle.manifest().preprocess.pixel_len()],
+        })
+    }
+}
+
+impl Worker<'_> {
+    /// The encoder's input for `frame`: planar `[3, size, size]`.
+    pub fn preprocess(&mut self, frame: &Frame) -> &[f32] {
+        let plan = &self.bundle.manifest().preprocess;
+        plan.normalize(self.preprocessor.fit(plan, frame), &mut self.tensor);
+        &self.tensor
+    }
+
+    /// The embedding of the tensor last preprocessed: `[dim]`, any norm.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when the engine fails.
+    pub fn encode(&mut self) -> Result<Vec<f32>, EncodeError> {
+        self.session.encode(&self.tensor)
+    }
+
+    /// The estimate for `frame`.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when the engine fails.
+    pub fn estimate(&mut self, frame: &Frame) -> Result<Timed, EncodeError> {
+        let start = Instant::now();
+        self.preprocess(frame);
+        let preprocessed = Instant::now();
+        let embedding = self.encode()?;
+        let encoded = Instant::now();
+        let estimate = self.bundle.estimator().estimate(&embedding);
+        Ok(Timed {
+            estimate,
+            preprocess: preprocessed - start,
+            encode: encoded - preprocessed,
+            estimation: encoded.elapsed(),
+        })
+    }
+}

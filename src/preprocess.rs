@@ -1,0 +1,567 @@
+//! From a frame to the encoder's input, by one plan that trainer, calibration
+//! and device share.
+//!
+//! Two steps: [`Preprocessor::fit`] resizes and crops on 8-bit pixels, then
+//! [`Plan::normalize`] scales them into a planar float tensor. The plan
+//! travels in the bundle, so no call site holds a mean or a size of its own.
+
+use std::cell::RefCell;
+
+use fast_image_resize as fir;
+use fir::images::{Image, ImageRef};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::frame::Frame;
+
+/// The largest side that a plan may ask for.
+pub const MAX_SIZE: u32 = 4096;
+
+/// What is done to a frame before it is encoded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Side of the square encoder input in pixels, 1 to [`MAX_SIZE`].
+    pub size: u32,
+    /// How the frame is brought to that size.
+    #[serde(default)]
+    pub resize: Resize,
+    /// The resampling filter; all of them widen with the reduction (antialias).
+    #[serde(default)]
+    pub filter: Filter,
+    /// Channel order of the tensor.
+    #[serde(default)]
+    pub channels: Channels,
+    /// Per channel, in the order of `channels`, subtracted from pixels scaled to 0..1.
+    pub mean: [f32; 3],
+    /// Per channel, in the order of `channels`, the divisor after `mean`; positive.
+    pub std: [f32; 3],
+}
+
+/// How a frame of any shape becomes a square.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Resize {
+    /// Shorter side to `to` pixels, longer side in proportion, then the centre.
+    ShorterSide {
+        /// Pixels of the shorter side before the crop: the size, if absent,
+        /// and never less.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<u32>,
+    },
+    /// Both sides to the size; the proportions are not kept.
+    Stretch,
+    /// Longer side to the size, the rest filled with one grey level.
+    Letterbox {
+        /// Level of the fill, 0 to 255.
+        fill: u8,
+    },
+}
+
+impl Default for Resize {
+    fn default() -> Self {
+        Self::ShorterSide { to: None }
+    }
+}
+
+/// Resampling filters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filter {
+    /// Cubic convolution with a = −0.5, as PIL's `BICUBIC` and CLIP use.
+    #[default]
+    Bicubic,
+    /// Triangle filter.
+    Bilinear,
+    /// Windowed sinc of three lobes.
+    Lanczos,
+    /// Nearest neighbour, no antialias.
+    Nearest,
+}
+
+/// Channel order of a tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Channels {
+    /// Red first.
+    #[default]
+    Rgb,
+    /// Blue first, as networks trained on OpenCV input expect.
+    Bgr,
+}
+
+/// A plan that cannot be carried out.
+#[derive(Clone, Debug, Error, PartialEq)]
+#[error("preprocess.{field}: expected {expected}, got {got}")]
+pub struct PlanError {
+    /// The field of the plan.
+    pub field: &'static str,
+    /// What may stand there.
+    pub expected: String,
+    /// What stands there.
+    pub got: String,
+}
+
+impl Plan {
+    /// CLIP's preprocessing: shorter side by bicubic, centre crop, CLIP's own
+    /// mean and standard deviation (Radford et al., 2021, reference code).
+    pub fn clip(size: u32) -> Self {
+        Self {
+            size,
+            resize: Resize::default(),
+            filter: Filter::Bicubic,
+            channels: Channels::Rgb,
+            mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+            std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
+        }
+    }
+
+    /// Checks every field; a plan that passes can be carried out on any frame.
+    ///
+    /// # Errors
+    /// [`PlanError`] names the first field that does not fit.
+    pub fn check(&self) -> Result<(), PlanError> {
+        let fail = |field, expected: String, got: String| {
+            Err(PlanError {
+                field,
+                expected,
+                got,
+            })
+        };
+        if self.size == 0 || self.size > MAX_SIZE {
+            return fail("size", format!("1 to {MAX_SIZE}"), self.size.to_string());
+        }
+        if let Resize::ShorterSide { to: Some(to) } = self.resize
+            && (to < self.size || to > MAX_SIZE)
+        {
+            return fail(
+                "resize.to",
+                format!("{} (the size) to {MAX_SIZE}", self.size),
+                to.to_string(),
+            );
+        }
+        if !self.mean.iter().all(|mean| mean.is_finite()) {
+            return fail(
+                "mean",
+                "three finite numbers".into(),
+                format!("{:?}", self.mean),
+            );
+        }
+        if !self.std.iter().all(|std| std.is_finite() && *std > 0.0) {
+            return fail(
+                "std",
+                "three positive numbers".into(),
+                format!("{:?}", self.std),
+            );
+        }
+        Ok(())
+    }
+
+    /// Bytes of a fitted picture: `size * size * 3`.
+    pub fn pixel_len(&self) -> usize {
+        self.size as usize * self.size as usize * 3
+    }
+
+    /// Scales fitted pixels (RGB, interleaved, [`Plan::pixel_len`] bytes) into
+    /// `tensor` (planar, `[3, size, size]`, channels in the plan's order):
+    /// `(pixel / 255 - mean) / std`.
+    ///
+    /// # Panics
+    /// When the two slices are not of the same length.
+    pub fn normalize(&self, pixels: &[u8], tensor: &mut [f32]) {
+        assert_eq!(
+            pixels.len(),
+            tensor.len(),
+            "pixels and tensor must be of one length"
+        );
+        let plane = pixels.len() / 3;
+        for (channel, values) in tensor.chunks_exact_mut(plane.max(1)).enumerate() {
+            let scale = 1.0 / (255.0 * self.std[channel]);
+            let shift = -self.mean[channel] / self.std[channel];
+            let source = self.channels.source(channel);
+            for (value, pixel) in values.iter_mut().zip(pixels.chunks_exact(3)) {
+                *value = f32::from(pixel[source]).mul_add(scale, shift);
+            }
+        }
+    }
+
+    /// The two steps at once: a frame to a planar `[3, size, size]` tensor.
+    pub fn tensor(&self, frame: &Frame) -> Vec<f32> {
+        let mut tensor = vec![0.0; self.pixel_len()];
+        Preprocessor::with(|preprocessor| {
+            self.normalize(preprocessor.fit(self, frame), &mut tensor)
+        });
+        tensor
+    }
+
+    /// The part of a `width × height` frame that reaches the encoder, and how
+    /// large it becomes.
+    fn placement(&self, width: u32, height: u32) -> Placement {
+        match self.resize {
+            Resize::Stretch => Placement::whole(width, height, self.size, self.size),
+            Resize::Letterbox { .. } => {
+                let longest = width.max(height);
+                let side = |length| scaled(length, self.size, longest).max(1);
+                Placement::whole(width, height, side(width), side(height))
+            }
+            Resize::ShorterSide { to } => self.shorter_side(width, height, to.unwrap_or(self.size)),
+        }
+    }
+
+    fn shorter_side(&self, width: u32, height: u32, to: u32) -> Placement {
+        let shortest = width.min(height);
+        let side = |length| {
+            if length == shortest {
+                to
+            } else {
+                truncated(length, to, shortest)
+            }
+        };
+        Placement {
+            x: Span::centre(width, side(width), self.size),
+            y: Span::centre(height, side(height), self.size),
+        }
+    }
+}
+
+impl Channels {
+    fn source(self, channel: usize) -> usize {
+        match self {
+            Self::Rgb => channel,
+            Self::Bgr => 2 - channel,
+        }
+    }
+}
+
+impl Filter {
+    fn algorithm(self) -> fir::ResizeAlg {
+        match self {
+            Self::Bicubic => fir::ResizeAlg::Convolution(fir::FilterType::CatmullRom),
+            Self::Bilinear => fir::ResizeAlg::Convolution(fir::FilterType::Bilinear),
+            Self::Lanczos => fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3),
+            Self::Nearest => fir::ResizeAlg::Nearest,
+        }
+    }
+}
+
+/// Resizes frames, keeping its buffers from one to the next: no allocation
+/// once it has seen a frame of each size.
+#[derive(Default)]
+pub struct Preprocessor {
+    resizer: fir::Resizer,
+    resized: Vec<u8>,
+    fitted: Vec<u8>,
+}
+
+impl Preprocessor {
+    /// Brings `frame` to the plan's size: RGB, interleaved,
+    /// [`Plan::pixel_len`] bytes. The plan must have passed [`Plan::check`].
+    pub fn fit(&mut self, plan: &Plan, frame: &Frame) -> &[u8] {
+        let placement = plan.placement(frame.width(), frame.height());
+        self.resize(plan, frame, &placement);
+        self.place(plan, &placement);
+        &self.fitted
+    }
+
+    fn resize(&mut self, plan: &Plan, frame: &Frame, placement: &Placement) {
+        let (width, height) = (placement.x.drawn(), placement.y.drawn());
+        self.resized.resize(width as usize * height as usize * 3, 0);
+        let source = ImageRef::new(
+            frame.width(),
+            frame.height(),
+            frame.pixels(),
+            fir::PixelType::U8x3,
+        );
+        let target = Image::from_slice_u8(width, height, &mut self.resized, fir::PixelType::U8x3);
+        let (Ok(source), Ok(mut target)) = (source, target) else {
+            unreachable!("a frame has the bytes of its size, and so has the buffer");
+        };
+        let (left, crop_width) = placement.x.source_range();
+        let (top, crop_height) = placement.y.source_range();
+        let options = fir::ResizeOptions::new()
+            .resize_alg(plan.filter.algorithm())
+            .crop(left, top, crop_width, crop_height);
+        let resized = self.resizer.resize(&source, &mut target, &options);
+        debug_assert!(
+            resized.is_ok(),
+            "the crop lies within the frame: {resized:?}"
+        );
+    }
+
+    /// Copies the wanted window of the resized picture; what it does not
+    /// cover (letterbox) is filled.
+    fn place(&mut self, plan: &Plan, placement: &Placement) {
+        let size = plan.size as usize;
+        let fill = if let Resize::Letterbox { fill } = plan.resize {
+            fill
+        } else {
+            0
+        };
+        self.fitted.clear();
+        self.fitted.resize(plan.pixel_len(), fill);
+        let (skip_x, at_x, width) = placement.x.window(plan.size);
+        let (skip_y, at_y, height) = placement.y.window(plan.size);
+        let stride = placement.x.drawn() as usize * 3;
+        for row in 0..height {
+            let from = (skip_y + row) * stride + skip_x * 3;
+            let to = ((at_y + row) * size + at_x) * 3;
+            self.fitted[to..to + width * 3].copy_from_slice(&self.resized[from..from + width * 3]);
+        }
+    }
+
+    /// Runs `work` with this thread's preprocessor.
+    pub fn with<T>(work: impl FnOnce(&mut Self) -> T) -> T {
+        thread_local!(static PREPROCESSOR: RefCell<Preprocessor> = RefCell::default());
+        PREPROCESSOR.with_borrow_mut(work)
+    }
+}
+
+/// Where a frame goes, per axis.
+struct Placement {
+    x: Span,
+    y: Span,
+}
+
+impl Placement {
+    fn whole(width: u32, height: u32, to_width: u32, to_height: u32) -> Self {
+        Self {
+            x: Span::whole(width, to_width),
+            y: Span::whole(height, to_height),
+        }
+    }
+}
+
+/// One axis: `source` pixels scaled to `full`, of which `first..last` are
+/// drawn and `keep` are wanted in the end.
+///
+/// Only the wanted part is resampled, with a margin as wide as the filter
+/// reaches, so that the result is that of resizing the whole and cropping.
+struct Span {
+    source: u32,
+    full: u32,
+    first: u32,
+    last: u32,
+    offset: u32,
+    keep: u32,
+}
+
+impl Span {
+    fn whole(source: u32, full: u32) -> Self {
+        Self {
+            source,
+            full,
+            first: 0,
+            last: full,
+            offset: 0,
+            keep: full,
+        }
+    }
+
+    fn centre(source: u32, full: u32, size: u32) -> Self {
+        // Half a pixel goes to the even side, as Python's round does in torchvision.
+        let surplus = full.saturating_sub(size);
+        let half = surplus / 2;
+        let offset = if surplus % 2 == 1 && half % 2 == 1 {
+            half + 1
+        } else {
+            half
+        };
+        let enlargement = f64::from(full) / f64::from(source);
+        let margin = (3.0 * enlargement.max(1.0)).ceil() as u32 + 1;
+        let first = offset.saturating_sub(margin);
+        let last = (offset + size + margin).min(full);
+        Self {
+            source,
+            full,
+            first,
+            last,
+            offset,
+            keep: size.min(full),
+        }
+    }
+
+    fn drawn(&self) -> u32 {
+        self.last - self.first
+    }
+
+    /// Start and length of the drawn part in source pixels.
+    fn source_range(&self) -> (f64, f64) {
+        if self.drawn() == self.full {
+            return (0.0, f64::from(self.source));
+        }
+        let scale = f64::from(self.source) / f64::from(self.full);
+        let start = f64::from(self.first) * scale;
+        let length = (f64::from(self.drawn()) * scale).min(f64::from(self.source) - start);
+        (start, length)
+    }
+
+    /// Pixels to skip in the drawn part, where the rest goes, how many.
+    fn window(&self, size: u32) -> (usize, usize, usize) {
+        let skip = self.offset - self.first;
+        let at = (size - self.keep) / 2;
+        (skip as usize, at as usize, self.keep as usize)
+    }
+}
+
+fn scaled(length: u32, to: u32, of: u32) -> u32 {
+    (f64::from(length) * f64::from(to) / f64::from(of)).round() as u32
+}
+
+fn truncated(length: u32, to: u32, of: u32) -> u32 {
+    (u64::from(length) * u64::from(to) / u64::from(of)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::PixelFormat;
+
+    fn noise(width: u32, height: u32) -> Frame {
+        let mut state = 1_u32;
+        let bytes = (0..width * height * 3)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            })
+            .collect();
+        Frame::new(width, height, PixelFormat::Rgb, bytes).unwrap()
+    }
+
+    /// The whole frame resized, then the centre cut out: the plain way.
+    fn whole_then_crop(frame: &Frame, size: u32, to: u32) -> Vec<u8> {
+        let shortest = frame.width().min(frame.height());
+        let width = (u64::from(frame.width()) * u64::from(to) / u64::from(shortest)) as u32;
+        let height = (u64::from(frame.height()) * u64::from(to) / u64::from(shortest)) as u32;
+        let source = ImageRef::new(
+            frame.width(),
+            frame.height(),
+            frame.pixels(),
+            fir::PixelType::U8x3,
+        )
+        .unwrap();
+        let mut target = Image::new(width, height, fir::PixelType::U8x3);
+        let options = fir::ResizeOptions::new().resize_alg(Filter::Bicubic.algorithm());
+        fir::Resizer::new()
+            .resize(&source, &mut target, &options)
+            .unwrap();
+        let round = |surplus: u32| (f64::from(surplus) / 2.0).round_ties_even() as u32;
+        let (left, top) = (round(width - size), round(height - size));
+        let mut out = Vec::new();
+        for y in top..top + size {
+            let start = ((y * width + left) * 3) as usize;
+            out.extend_from_slice(&target.buffer()[start..start + size as usize * 3]);
+        }
+        out
+    }
+
+    #[test]
+    fn cropping_before_resizing_changes_nothing() {
+        for (width, height, size, to) in [
+            (640, 360, 32, 32),
+            (33, 97, 24, 31),
+            (7, 50, 16, 16),
+            (5, 5, 12, 17),
+            (301, 64, 64, 64),
+            (1, 40, 8, 8),
+        ] {
+            let frame = noise(width, height);
+            let plan = Plan {
+                resize: Resize::ShorterSide { to: Some(to) },
+                ..Plan::clip(size)
+            };
+            let fitted = Preprocessor::default().fit(&plan, &frame).to_vec();
+            let expected = whole_then_crop(&frame, size, to);
+            let worst = fitted
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| a.abs_diff(*b))
+                .max()
+                .unwrap();
+            assert!(
+                worst <= 1,
+                "{width}x{height} to {to}, crop {size}: {worst} levels apart"
+            );
+        }
+    }
+
+    #[test]
+    fn extreme_shapes_stay_small() {
+        for (width, height) in [(1, 1), (1, 20_000), (20_000, 1), (3, 4000)] {
+            for resize in [
+                Resize::default(),
+                Resize::Stretch,
+                Resize::Letterbox { fill: 9 },
+            ] {
+                let plan = Plan {
+                    resize,
+                    ..Plan::clip(24)
+                };
+                let mut preprocessor = Preprocessor::default();
+                assert_eq!(
+                    preprocessor.fit(&plan, &noise(width, height)).len(),
+                    plan.pixel_len()
+                );
+                assert!(preprocessor.resized.len() < 1 << 20);
+            }
+        }
+    }
+
+    #[test]
+    fn letterbox_keeps_proportions_and_fills() {
+        let frame = Frame::new(4, 2, PixelFormat::Grey, vec![200; 8]).unwrap();
+        let plan = Plan {
+            resize: Resize::Letterbox { fill: 7 },
+            ..Plan::clip(8)
+        };
+        let mut preprocessor = Preprocessor::default();
+        let rows: Vec<u8> = preprocessor
+            .fit(&plan, &frame)
+            .chunks(24)
+            .map(|row| row[0])
+            .collect();
+        assert_eq!(rows, [7, 7, 200, 200, 200, 200, 7, 7]);
+    }
+
+    #[test]
+    fn bgr_swaps_channels_before_mean_and_std() {
+        let plan = Plan {
+            channels: Channels::Bgr,
+            mean: [0.1, 0.2, 0.3],
+            std: [1.0, 2.0, 4.0],
+            ..Plan::clip(1)
+        };
+        let mut tensor = [0.0; 3];
+        plan.normalize(&[255, 0, 51], &mut tensor);
+        let expected = [0.2 - 0.1, -0.2 / 2.0, (1.0 - 0.3) / 4.0];
+        for (got, want) in tensor.iter().zip(expected) {
+            assert!((got - want).abs() < 1e-6, "{tensor:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_plan_names_its_field() {
+        let check = |plan: Plan| plan.check().unwrap_err().field;
+        assert_eq!(check(Plan::clip(0)), "size");
+        assert_eq!(
+            check(Plan {
+                std: [1.0, 0.0, 1.0],
+                ..Plan::clip(8)
+            }),
+            "std"
+        );
+        assert_eq!(
+            check(Plan {
+                mean: [f32::NAN; 3],
+                ..Plan::clip(8)
+            }),
+            "mean"
+        );
+        assert_eq!(
+            check(Plan {
+                resize: Resize::ShorterSide { to: Some(4) },
+                ..Plan::clip(8)
+            }),
+            "resize.to"
+        );
+    }
+}
