@@ -8,6 +8,7 @@ mod page;
 mod plot;
 
 use std::{
+    fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
@@ -102,13 +103,12 @@ pub struct EstimatePoint {
 ///
 /// If the folder cannot be written to.
 pub fn write_html(folder: &Path, report: &RunReport) -> io::Result<PathBuf> {
-    let mut draft = tempfile::Builder::new()
-        .prefix(".report-")
-        .tempfile_in(folder)?;
-    draft.write_all(page::render(report).as_bytes())?;
-    draft.as_file().sync_all()?;
     let path = folder.join(FILE_NAME);
-    draft.persist(&path)?;
+    let draft = folder.join(format!(".{FILE_NAME}.part"));
+    let mut file = File::create(&draft)?;
+    file.write_all(page::render(report).as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&draft, &path)?;
     Ok(path)
 }
 

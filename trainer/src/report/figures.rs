@@ -21,9 +21,6 @@ pub(super) fn all(report: &RunReport) -> Vec<String> {
     if !report.epochs.is_empty() {
         figures.push(error_over_time(report));
     }
-    if !report.steps.is_empty() {
-        figures.push(learning_rate(&report.steps));
-    }
     if !report.estimates.is_empty() {
         figures.push(estimate_against_label(report));
         figures.push(error_against_label(report));
@@ -31,6 +28,9 @@ pub(super) fn all(report: &RunReport) -> Vec<String> {
             figures.push(confusion(&report.bins, &report.estimates));
         }
         figures.extend(reliability(report));
+    }
+    if !report.steps.is_empty() {
+        figures.push(learning_rate(&report.steps));
     }
     figures
 }
@@ -108,7 +108,6 @@ fn estimate_against_label(report: &RunReport) -> String {
     );
     let low = ends().fold(f64::INFINITY, f64::min);
     let high = ends().fold(f64::NEG_INFINITY, f64::max);
-    plot.line("rule", &[(low, low), (high, high)]);
     let dots: Vec<(At, String)> = report
         .estimates
         .iter()
@@ -120,6 +119,7 @@ fn estimate_against_label(report: &RunReport) -> String {
         })
         .collect();
     plot.dots("first", 2.2, &thinned(&dots));
+    plot.line("rule", &[(low, low), (high, high)]);
     plot.finish(&titled("Estimate against label", report))
 }
 

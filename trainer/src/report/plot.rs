@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 58.0;
+const LEFT: f64 = 66.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 46.0;
@@ -189,7 +189,7 @@ impl Plot {
         let middle = (TOP + bottom) / 2.0;
         let _ = write!(
             svg,
-            r#"<line class="axis" x1="{LEFT}" y1="{bottom}" x2="{right}" y2="{bottom}"/><text class="label" text-anchor="middle" x="{:.1}" y="{:.1}">{}</text><text class="label" text-anchor="middle" transform="translate(14 {middle:.1}) rotate(-90)">{}</text>"#,
+            r#"<line class="axis" x1="{LEFT}" y1="{bottom}" x2="{right}" y2="{bottom}"/><text class="label" text-anchor="middle" x="{:.1}" y="{:.1}">{}</text><text class="label" text-anchor="middle" transform="translate(12 {middle:.1}) rotate(-90)">{}</text>"#,
             (LEFT + right) / 2.0,
             HEIGHT - 8.0,
             escape(&self.x.label),
