@@ -257,7 +257,7 @@ impl Config {
         let parse = || -> Result<Self, ConfigErrorKind> {
             let mut config: Self = toml::from_str(&std::fs::read_to_string(path)?)?;
             config.check()?;
-            config.resolve(path.parent().unwrap_or(Path::new("")));
+            config.resolve(path.parent().unwrap_or(Path::new("")))?;
             Ok(config)
         };
         parse().map_err(|kind| ConfigError { path: path.into(), kind })
@@ -285,11 +285,12 @@ impl Config {
         }
     }
 
-    fn resolve(&mut self, folder: &Path) {
+    fn resolve(&mut self, folder: &Path) -> std::io::Result<()> {
         let paths = [&mut self.text.weights, &mut self.text.embeddings, &mut self.model.init];
         for path in paths.into_iter().flatten().chain([&mut self.data.table]) {
-            *path = folder.join(&path);
+            *path = std::path::absolute(folder.join(&path))?;
         }
+        Ok(())
     }
 
     fn check(&self) -> Result<(), ConfigErrorKind> {

@@ -28,7 +28,7 @@ use objective::Objective;
 use progress::Progress;
 
 pub use evaluate::{Evaluation, embed_all, evaluate};
-pub use prepare::{Prepared, prepare};
+pub use prepare::{Prepared, prepare, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
 
 /// What a run is asked beside its task file.
@@ -142,7 +142,7 @@ struct State {
 
 impl State {
     fn new(config: &Config, prepared: &Prepared, device: &Device) -> Result<Self, FitError> {
-        let model = prepare::model(config, prepared, &device.clone().autodiff())?;
+        let model = untrained(config, prepared, &device.clone().autodiff())?;
         let optimizer = GroupedOptimizer::new(&config.train.optimizer, &model)?;
         let ema = config.train.ema.map(|decay| Ema::new(&model, decay));
         Ok(Self { model, optimizer, ema, counters: Counters::default() })

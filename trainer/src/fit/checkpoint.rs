@@ -106,7 +106,7 @@ impl State {
             model: load_model(self.model, part(MODEL)?).map_err(fail)?,
             optimizer: self.optimizer.restore(part(OPTIMIZER)?)?,
             ema,
-            counters: serde_json::from_slice(&part(COUNTERS)?).map_err(|error| fail(error.to_string()))?,
+            counters: read_counters(&part(COUNTERS)?).map_err(fail)?,
         })
     }
 }
@@ -116,11 +116,11 @@ impl Run {
     pub(super) fn save(&self, state: &State) -> Result<(), FitError> {
         let path = self.checkpoint();
         let fail = |message: String| file_error(&path, &message);
-        let counters = serde_json::to_vec(&state.counters).map_err(|error| fail(error.to_string()))?;
+        let counters = toml::to_string(&state.counters).map_err(|error| fail(error.to_string()))?;
         let mut parts = vec![
             (MODEL, model_bytes(&state.model).map_err(fail)?),
             (OPTIMIZER, state.optimizer.to_bytes()?),
-            (COUNTERS, counters),
+            (COUNTERS, counters.into_bytes()),
         ];
         if let Some(ema) = &state.ema {
             parts.push((AVERAGE, ema.to_bytes()?));
@@ -176,8 +176,16 @@ fn write_parts(path: &Path, parts: &[(&str, Vec<u8>)]) -> Result<(), FitError> {
     write_whole(path, &bytes)
 }
 
+/// TOML keeps floats to the last bit.
+fn read_counters(bytes: &[u8]) -> Result<Counters, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    toml::from_str(text).map_err(|error| error.to_string())
+}
+
+/// `valid` applies the last update of running statistics, which burn holds
+/// back until the next forward pass.
 fn model_bytes(model: &NumClip) -> Result<Vec<u8>, String> {
-    let record = model.clone().into_record().into_bytes().map_err(|error| error.to_string())?;
+    let record = model.valid().into_record().into_bytes().map_err(|error| error.to_string())?;
     Ok(record.to_vec())
 }
 

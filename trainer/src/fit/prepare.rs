@@ -40,7 +40,11 @@ pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
 }
 
 /// The model at the start of training.
-pub(super) fn model(config: &Config, prepared: &Prepared, device: &Device) -> Result<NumClip, FitError> {
+///
+/// # Errors
+/// [`FitError`] when the configuration describes no network, or the weights
+/// to start from do not fit it.
+pub fn untrained(config: &Config, prepared: &Prepared, device: &Device) -> Result<NumClip, FitError> {
     device.seed(config.train.seed);
     let mut encoder = config.encoder(prepared.embeddings.dim).init(config.train.seed, device)?;
     if let Some(path) = &config.model.init {

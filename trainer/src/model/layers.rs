@@ -186,14 +186,16 @@ impl ConvUnit {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [_, _, height, width] = x.dims();
         let window = self.geometry.window([height, width]);
-        let bias = self.bias.as_ref().map(Param::val);
-        match &self.norm {
-            None => ops::conv2d(x, self.weight.val(), bias, window, self.activation),
-            Some(norm) => {
-                let y = ops::conv2d(x, self.weight.val(), bias, window, Activation::None);
-                ops::activate(norm.forward(y), self.activation)
-            }
+        let Some(norm) = &self.norm else {
+            let bias = self.bias.as_ref().map(Param::val);
+            return ops::conv2d(x, self.weight.val(), bias, window, self.activation);
+        };
+        if ops::is_training(norm, &x.device()) {
+            let y = ops::conv2d(x, self.weight.val(), None, window, Activation::None);
+            return ops::batch_norm(y, norm, self.activation);
         }
+        let (weight, bias) = normalised(self.weight.val(), norm);
+        ops::conv2d(x, weight, Some(bias), window, self.activation)
     }
 
     /// Kernel and bias with the normalisation folded in.
@@ -287,6 +289,17 @@ impl Kernel {
             activation,
         }
     }
+}
+
+/// Kernel and bias of a convolution followed by a batch normalisation in its evaluation form.
+fn normalised(weight: Tensor<4>, norm: &BatchNorm) -> (Tensor<4>, Tensor<1>) {
+    let device = weight.device();
+    let [mean, variance] =
+        [&norm.running_mean, &norm.running_var].map(|s| s.value().to_device(&device));
+    let scale = norm.gamma.val() / variance.add_scalar(norm.epsilon).sqrt();
+    let bias = norm.beta.val() - mean * scale.clone();
+    let channels = weight.dims()[0];
+    (weight * scale.reshape([channels, 1, 1, 1]), bias)
 }
 
 /// Batch normalisation with PyTorch's ε = 1e-5 and momentum 0.1.

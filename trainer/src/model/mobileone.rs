@@ -167,7 +167,8 @@ impl Block {
             .iter()
             .chain(&self.scale)
             .map(|unit| unit.forward(x.clone()));
-        let skip = self.skip.iter().map(|norm| norm.forward(x.clone()));
+        let copy = |norm| ops::batch_norm(x.clone(), norm, Activation::None);
+        let skip = self.skip.iter().map(copy);
         let sum = branches.chain(skip).reduce(|sum, y| sum + y);
         ops::activate(sum.unwrap_or(x), Activation::Relu)
     }
