@@ -37,7 +37,7 @@ impl Axis {
         });
         let (low, high) = match high - low {
             span if span > 0.0 => (low, high),
-            span if span == 0.0 => (low - 0.5, high + 0.5),
+            0.0 => (low - 0.5, high + 0.5),
             _ => (0.0, 1.0),
         };
         let step = round_step((high - low) / 5.0);
