@@ -28,11 +28,12 @@ pub enum Regressor {
         values: Vec<f32>,
     },
     /// Soft stagewise regression with shifted bin starts, as in NumCLIP:
-    /// Σ pᵢ·sᵢ / (1 + λ·δᵢ), where δ = tanh(W₂·relu(W₁·logits + b₁) + b₂).
+    /// Σ pᵢ·sᵢ / max(1 + λ·δᵢ, [`SSR_MIN_DENOMINATOR`]), where
+    /// δ = tanh(W₂·relu(W₁·logits + b₁) + b₂).
     Ssr {
         /// One start for every bin, in the task's unit.
         starts: Vec<f32>,
-        /// Reach of the shift λ; the published form has 1.
+        /// Reach of the shift λ, 0 to 1; the published form has 1.
         lambda: f32,
         /// W₁: `[hidden, bins]`, row-major.
         hidden_weight: Vec<f32>,
@@ -80,9 +81,9 @@ pub struct EstimatorError {
     pub got: String,
 }
 
-/// The smallest denominator of the SSR regressor: a shift can bring
-/// 1 + λ·δ arbitrarily near to zero, never to it.
-pub const SSR_EPSILON: f32 = 1e-6;
+/// The smallest denominator of the SSR regressor: with λ = 1 a shift can bring
+/// 1 + λ·δ to zero in 32-bit floats.
+pub const SSR_MIN_DENOMINATOR: f32 = 1e-6;
 
 impl Estimator {
     /// Puts the parts together once they fit: after this, estimating cannot fail.
@@ -171,7 +172,7 @@ impl Regressor {
                 let hidden = affine(hidden_weight, hidden_bias, logits, |x| x.max(0.0));
                 let shifts = affine(shift_weight, shift_bias, &hidden, f32::tanh);
                 let shifted =
-                    |(start, shift): (&f32, &f32)| start / away_from_zero(1.0 + lambda * shift);
+                    |(start, shift): (&f32, &f32)| start / (1.0 + lambda * shift).max(SSR_MIN_DENOMINATOR);
                 let anchors: Vec<f32> = starts.iter().zip(&shifts).map(shifted).collect();
                 dot(probabilities, &anchors)
             }
@@ -194,7 +195,9 @@ impl Regressor {
                 shift_bias,
             } => {
                 let hidden = hidden_bias.len();
-                check_values("regressor.lambda", &[*lambda], 1)?;
+                if !(0.0..=1.0).contains(lambda) {
+                    return Err(mismatch("regressor.lambda", "0 to 1", lambda));
+                }
                 check_values("regressor.starts", starts, bins)?;
                 check_values("regressor.hidden_bias", hidden_bias, hidden.max(1))?;
                 check_values("regressor.hidden_weight", hidden_weight, hidden * bins)?;
@@ -274,14 +277,6 @@ fn affine(
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn away_from_zero(value: f32) -> f32 {
-    if value < 0.0 {
-        value.min(-SSR_EPSILON)
-    } else {
-        value.max(SSR_EPSILON)
-    }
 }
 
 fn check_values(field: &'static str, values: &[f32], len: usize) -> Result<(), EstimatorError> {

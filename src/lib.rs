@@ -12,13 +12,13 @@
 //! decode → Frame → preprocess → tensor → encode → embedding → estimate → Estimate
 //! ```
 
-pub mod bins;
-pub mod bundle;
-pub mod decode;
-pub mod encode;
-pub mod estimate;
 pub mod frame;
-pub mod metrics;
-pub mod pipeline;
+pub mod decode;
 pub mod preprocess;
+pub mod bins;
+pub mod estimate;
+pub mod metrics;
+pub mod bundle;
+pub mod encode;
+pub mod pipeline;
 pub mod verify;

@@ -25,37 +25,44 @@ pub struct Contents {
 
 /// Writes a bundle to `directory`, which must not exist or be an older
 /// bundle; that one is replaced in the last step. Fills in
-/// [`Manifest::files`].
+/// [`Manifest::files`]. `check` sees the whole bundle under a temporary name and
+/// may refuse it.
 ///
 /// # Errors
 /// [`BundleError`] when `directory` holds something else, or a file cannot be
-/// written. Nothing half-written is left under the final name.
-pub fn write(
+/// written; what `check` returns. Nothing is left under the final name then
+/// that was not there before.
+pub fn write<E: From<BundleError>>(
     directory: &Path,
-    mut manifest: Manifest,
+    manifest: Manifest,
     contents: &Contents,
-) -> Result<(), BundleError> {
+    check: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
     refuse_foreign(directory)?;
     let staged = stage(directory).map_err(|error| BundleError::io(directory, error))?;
-    let mut files = contents.encoders.clone();
-    files.insert(BINS.into(), bins_file(&manifest, &contents.embeddings)?);
-    let golden = contents
-        .golden
-        .to_bytes()
-        .map_err(|error| BundleError::file(GOLDEN, error.to_string()))?;
-    files.insert(GOLDEN.into(), golden);
-    manifest.files = files
-        .iter()
-        .map(|(name, bytes)| (name.clone(), digest(bytes)))
-        .collect();
-    let text = toml::to_string(&manifest)
-        .map_err(|error| BundleError::file(MANIFEST, error.to_string()))?;
-    files.insert(MANIFEST.into(), text.into_bytes());
-    for (name, bytes) in &files {
+    for (name, bytes) in &files(manifest, contents)? {
         let path = staged.path().join(name);
         write_synced(&path, bytes).map_err(|error| BundleError::io(&path, error))?;
     }
-    replace(staged, directory).map_err(|error| BundleError::io(directory, error))
+    check(staged.path())?;
+    Ok(replace(staged, directory).map_err(|error| BundleError::io(directory, error))?)
+}
+
+/// Every file of the bundle by name, the manifest among them.
+fn files(
+    mut manifest: Manifest,
+    contents: &Contents,
+) -> Result<BTreeMap<String, Vec<u8>>, BundleError> {
+    let mut files = contents.encoders.clone();
+    files.insert(BINS.into(), bins_file(&manifest, &contents.embeddings)?);
+    let golden = contents.golden.to_bytes();
+    let golden = golden.map_err(|error| BundleError::file(GOLDEN, error.to_string()))?;
+    files.insert(GOLDEN.into(), golden);
+    manifest.files = files.iter().map(|(name, bytes)| (name.clone(), digest(bytes))).collect();
+    let text = toml::to_string(&manifest);
+    let text = text.map_err(|error| BundleError::file(MANIFEST, error.to_string()))?;
+    files.insert(MANIFEST.into(), text.into_bytes());
+    Ok(files)
 }
 
 fn refuse_foreign(directory: &Path) -> Result<(), BundleError> {

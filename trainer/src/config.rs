@@ -1,1 +1,402 @@
 //! The task file: what is estimated, from which data, by which model, trained how.
+//!
+//! Only `[task]`, `[[bin]]` and `[data]` are needed; everything else has a
+//! default. Unknown keys are refused. The resolved file is kept beside the
+//! weights, so a run can be repeated from its folder.
+
+use std::path::{Path, PathBuf};
+
+use numclip::bins::{Bin, BinsError, check_ranges};
+use numclip::preprocess::{Plan, PlanError, Resize};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::data::{Augment, Columns, Sampling, SplitPlan, Weighting};
+use crate::model::numclip::HeadConfig;
+use crate::model::{Architecture, EncoderConfig, Norm, Padding};
+use crate::quantize::calibrate::RangeMethod;
+use crate::optim::{OptimConfig, Schedule};
+use crate::text::{Placement, TextConfig};
+
+/// Everything a run depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// What is estimated.
+    pub task: Task,
+    /// The common-language bins in ascending order.
+    pub bin: Vec<Bin>,
+    /// Labelled images.
+    pub data: Data,
+    /// Where the bin embeddings come from.
+    #[serde(default)]
+    pub text: Text,
+    /// The image encoder and what stands behind it.
+    #[serde(default)]
+    pub model: Model,
+    /// From image to tensor.
+    #[serde(default = "default_plan")]
+    pub preprocess: Plan,
+    /// Random changes of training images.
+    #[serde(default)]
+    pub augment: Augment,
+    /// The training itself.
+    #[serde(default)]
+    pub train: Train,
+    /// What becomes of the trained model.
+    #[serde(default)]
+    pub export: Export,
+}
+
+/// What is estimated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// Name of the task and of its model: letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// Version of the model.
+    #[serde(default = "first_version")]
+    pub version: String,
+    /// Unit of the quantity; may be empty.
+    #[serde(default)]
+    pub unit: String,
+    /// Lowest and highest value.
+    pub range: [f32; 2],
+    /// Errors counted as right in the cumulative scores, in the unit.
+    #[serde(default)]
+    pub thresholds: Vec<f32>,
+}
+
+/// Labelled images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// CSV table or list, relative to the task file.
+    pub table: PathBuf,
+    /// Names of the table's columns.
+    #[serde(default)]
+    pub columns: Columns,
+    /// How the images are divided.
+    #[serde(default)]
+    pub split: SplitPlan,
+    /// What the images are, for the bundle's provenance.
+    #[serde(default)]
+    pub description: String,
+    /// Unreadable training images that are skipped with a warning before the
+    /// run stops.
+    #[serde(default)]
+    pub max_unreadable: usize,
+}
+
+/// Where the bin embeddings come from: a file of embeddings, a text tower's
+/// weights, or (without either) a random tower.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Text {
+    /// The words around a bin's name.
+    pub context: String,
+    /// Where the bin's name stands among them.
+    pub placement: Placement,
+    /// Safetensors with a CLIP text tower, relative to the task file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<PathBuf>,
+    /// Safetensors with ready embeddings, relative to the task file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embeddings: Option<PathBuf>,
+    /// Shape of the random tower.
+    pub tower: TextConfig,
+}
+
+/// The image encoder and what stands behind it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// The network.
+    pub architecture: Architecture,
+    /// Multiplies all channel counts.
+    pub width: f64,
+    /// Where strided convolutions put their zeros.
+    pub padding: Padding,
+    /// Batch normalisation, or none because it is folded in.
+    pub norm: Norm,
+    /// Branches of a MobileOne block while training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub branches: Option<usize>,
+    /// Safetensors to start from, relative to the task file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// Adapter, logit scale and regressor.
+    pub head: HeadConfig,
+}
+
+/// The training itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Train {
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Images per step.
+    pub batch_size: usize,
+    /// Seed of weights, order and augmentation.
+    pub seed: u64,
+    /// Optimiser and learning rates.
+    pub optimizer: OptimConfig,
+    /// Learning rate over time.
+    pub schedule: Schedule,
+    /// Upper bound on the norm of all gradients together; none if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// Decay of the averaged weights that are validated and exported; none if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
+    /// Epochs without a better validation error before the run ends; all are
+    /// run if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
+    /// Weights of the loss terms.
+    pub loss: LossWeights,
+    /// Order and frequency of the images.
+    pub sampling: Sampling,
+    /// Weights of the bins in cross-entropy and value loss.
+    pub weighting: Weighting,
+    /// Steps between checkpoints; one is also written after every epoch.
+    pub checkpoint_steps: usize,
+    /// Threads that load images; 0 for one per core.
+    pub workers: usize,
+    /// Memory for decoded images, in MiB.
+    pub cache_mib: usize,
+}
+
+/// Weights of the loss terms; a term of weight 0 is not computed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LossWeights {
+    /// Fine-grained cross-modal ranking, image to text.
+    pub image_to_text: f64,
+    /// Fine-grained cross-modal ranking, text to image.
+    pub text_to_image: f64,
+    /// Plain cross-entropy over the bins.
+    pub cross_entropy: f64,
+    /// Plain Kullback-Leibler, text to image.
+    pub kl: f64,
+    /// Absolute error of the regressed value, in the task's unit.
+    pub value: f64,
+}
+
+/// What becomes of the trained model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Export {
+    /// Training images that the activation ranges are taken from.
+    pub calibration_images: usize,
+    /// How a range is chosen.
+    pub range: RangeMethod,
+    /// Takes the mean rounding error of the weights off the biases.
+    pub bias_correction: bool,
+    /// Share of validation images inside the interval.
+    pub coverage: f32,
+    /// Pictures of the golden vectors.
+    pub golden: GoldenPictures,
+    /// Licence of the model, with its attributions.
+    pub licence: String,
+}
+
+/// Pictures of the golden vectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GoldenPictures {
+    /// Validation images, scaled down: what the device will see.
+    #[default]
+    Validation,
+    /// Drawn patterns: no photograph leaves with the bundle.
+    Patterns,
+}
+
+/// A task file that cannot be used.
+#[derive(Debug, Error)]
+#[error("{}: {kind}", path.display())]
+pub struct ConfigError {
+    path: PathBuf,
+    kind: ConfigErrorKind,
+}
+
+/// What is wrong with a task file.
+#[derive(Debug, Error)]
+pub enum ConfigErrorKind {
+    /// It cannot be read.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// It is not TOML of this form.
+    #[error("{0}")]
+    Syntax(#[from] toml::de::Error),
+    /// The bins are not ascending ranges.
+    #[error("{0}")]
+    Bins(#[from] BinsError),
+    /// The preprocessing cannot be carried out.
+    #[error("{0}")]
+    Plan(#[from] PlanError),
+    /// A value is out of bounds.
+    #[error("{field}: expected {expected}, got {got}")]
+    Value {
+        /// The field.
+        field: &'static str,
+        /// What may stand there.
+        expected: String,
+        /// What stands there.
+        got: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a task file; its relative paths are resolved against
+    /// its folder.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file and the field.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let parse = || -> Result<Self, ConfigErrorKind> {
+            let mut config: Self = toml::from_str(&std::fs::read_to_string(path)?)?;
+            config.check()?;
+            config.resolve(path.parent().unwrap_or(Path::new("")))?;
+            Ok(config)
+        };
+        parse().map_err(|kind| ConfigError { path: path.into(), kind })
+    }
+
+    /// The encoder, for embeddings of width `dim`.
+    pub fn encoder(&self, dim: usize) -> EncoderConfig {
+        EncoderConfig {
+            architecture: self.model.architecture,
+            width: self.model.width,
+            embedding: dim,
+            padding: self.model.padding,
+            norm: self.model.norm,
+            branches: self.model.branches,
+        }
+    }
+
+    /// Errors counted as right in the cumulative scores: those of the task
+    /// file, or 1, 2, 5 and 10 % of the range.
+    pub fn thresholds(&self) -> Vec<f32> {
+        let [low, high] = self.task.range;
+        match self.task.thresholds.is_empty() {
+            true => [0.01, 0.02, 0.05, 0.1].map(|share| share * (high - low)).to_vec(),
+            false => self.task.thresholds.clone(),
+        }
+    }
+
+    fn resolve(&mut self, folder: &Path) -> std::io::Result<()> {
+        let paths = [&mut self.text.weights, &mut self.text.embeddings, &mut self.model.init];
+        for path in paths.into_iter().flatten().chain([&mut self.data.table]) {
+            *path = std::path::absolute(folder.join(&path))?;
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), ConfigErrorKind> {
+        check_ranges(&self.bin)?;
+        self.preprocess.check()?;
+        let [low, high] = self.task.range;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let name = &self.task.name;
+        let scale = self.model.head.logit_scale;
+        let text = &self.text;
+        require(!name.is_empty() && name.chars().all(plain), "task.name", "letters, digits, '-', '_' and '.'", name)?;
+        require(low.is_finite() && high.is_finite() && low < high, "task.range", "two finite numbers, ascending", &self.task.range)?;
+        require(scale.is_finite() && scale > 0.0, "model.head.logit_scale", "a positive number", &scale)?;
+        require(text.weights.is_none() || text.embeddings.is_none(), "text", "weights or embeddings", &"both")?;
+        self.check_train()
+    }
+
+    fn check_train(&self) -> Result<(), ConfigErrorKind> {
+        let (train, loss) = (&self.train, &self.train.loss);
+        let share = |value: f64| (0.0..1.0).contains(&value);
+        require((1..=100_000).contains(&train.epochs), "train.epochs", "1 to 100000", &train.epochs)?;
+        require((1..=4096).contains(&train.batch_size), "train.batch_size", "1 to 4096", &train.batch_size)?;
+        require(train.checkpoint_steps > 0, "train.checkpoint_steps", "1 or more", &train.checkpoint_steps)?;
+        require(train.ema.is_none_or(share), "train.ema", "0 to below 1", &train.ema)?;
+        require(train.clip_norm.is_none_or(|norm| norm > 0.0), "train.clip_norm", "a positive number", &train.clip_norm)?;
+        let weights = [loss.image_to_text, loss.text_to_image, loss.cross_entropy, loss.kl, loss.value];
+        let usable = weights.iter().all(|w| w.is_finite() && *w >= 0.0) && weights.iter().sum::<f64>() > 0.0;
+        require(usable, "train.loss", "weights of 0 or more, not all 0", loss)?;
+        require((0.5..1.0).contains(&self.export.coverage), "export.coverage", "0.5 to below 1", &self.export.coverage)?;
+        require(self.export.calibration_images > 0, "export.calibration_images", "1 or more", &0)
+    }
+}
+
+fn require(
+    fits: bool,
+    field: &'static str,
+    expected: &str,
+    got: &impl std::fmt::Debug,
+) -> Result<(), ConfigErrorKind> {
+    match fits {
+        true => Ok(()),
+        false => Err(ConfigErrorKind::Value { field, expected: expected.into(), got: format!("{got:?}") }),
+    }
+}
+
+/// 160 pixels from the middle of the shorter side; pixel levels become
+/// multiples of 1/128, which int8 represents exactly.
+fn default_plan() -> Plan {
+    let half = 128.0 / 255.0;
+    Plan { resize: Resize::ShorterSide { to: Some(176) }, mean: [half; 3], std: [half; 3], ..Plan::clip(160) }
+}
+
+fn first_version() -> String {
+    "0.1.0".into()
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            architecture: Architecture::MobileOneS0,
+            width: 1.0,
+            padding: Padding::default(),
+            norm: Norm::default(),
+            branches: None,
+            init: None,
+            head: HeadConfig::default(),
+        }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            epochs: 30,
+            batch_size: 32,
+            seed: 0,
+            optimizer: OptimConfig::default(),
+            schedule: Schedule::default(),
+            clip_norm: Some(5.0),
+            ema: None,
+            patience: None,
+            loss: LossWeights::default(),
+            sampling: Sampling::default(),
+            weighting: Weighting::default(),
+            checkpoint_steps: 200,
+            workers: 0,
+            cache_mib: 1024,
+        }
+    }
+}
+
+impl Default for LossWeights {
+    fn default() -> Self {
+        Self { image_to_text: 1.0, text_to_image: 1.0, cross_entropy: 0.0, kl: 0.0, value: 1.0 }
+    }
+}
+
+impl Default for Export {
+    fn default() -> Self {
+        Self {
+            calibration_images: 256,
+            range: RangeMethod::default(),
+            bias_correction: true,
+            coverage: 0.9,
+            golden: GoldenPictures::default(),
+            licence: "all rights reserved".into(),
+        }
+    }
+}

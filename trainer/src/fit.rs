@@ -1,1 +1,329 @@
-//! The training loop.
+//! The training loop: batches in, checkpoints and measurements out.
+
+mod checkpoint;
+mod evaluate;
+mod objective;
+mod prepare;
+mod progress;
+mod run;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor, TensorData};
+use numclip::metrics::Metrics;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::config::Config;
+use crate::data::{Augment, Batch, DataError, Loader, LoaderConfig};
+use crate::data::loader::{LoadError, Unreadable};
+use crate::model::numclip::NumClip;
+use crate::model::weights::WeightsError;
+use crate::optim::{Ema, GroupedOptimizer, OptimError, clip_gradients};
+use crate::text::TextError;
+use checkpoint::{Counters, Sums};
+use objective::Objective;
+use progress::Progress;
+
+pub use evaluate::{Evaluation, embed_all, evaluate};
+pub use prepare::{Prepared, prepare, untrained};
+pub use run::{EpochRecord, Provenance, Run, StepRecord};
+
+/// What a run is asked beside its task file.
+pub struct Options<'a> {
+    /// Folder of the run.
+    pub out: &'a Path,
+    /// Goes on where an earlier run in `out` stopped.
+    pub resume: bool,
+    /// Set from outside to end the run after the current step.
+    pub interrupt: &'a AtomicBool,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Epochs completed.
+    pub epochs: usize,
+    /// Epoch with the least validation error, counted from 1.
+    pub best_epoch: usize,
+    /// Validation measures of that epoch.
+    pub best: Option<Metrics>,
+    /// Ended before its time because it was asked to.
+    pub interrupted: bool,
+}
+
+/// Why a run ended early.
+#[derive(Debug, Error)]
+pub enum FitError {
+    /// The data set cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Images cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// No bin embeddings.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The encoder's configuration describes no network.
+    #[error(transparent)]
+    Encoder(#[from] crate::model::ConfigError),
+    /// The weights to start from do not fit.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// Optimiser settings or state.
+    #[error(transparent)]
+    Optim(#[from] OptimError),
+    /// Parts that do not make an estimator.
+    #[error("{0}")]
+    Estimator(String),
+    /// A file of the run cannot be read or written.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        message: String,
+    },
+    /// The folder holds a run already.
+    #[error("{} holds a run already; continue it with --resume or name another folder with --out", .0.display())]
+    Exists(PathBuf),
+    /// There is nothing to resume.
+    #[error("{} holds no run; start it without --resume", .0.display())]
+    NothingToResume(PathBuf),
+    /// The task file or the data changed since the run began.
+    #[error("{what} changed since this run began; restore it, or start a new run in another folder")]
+    Changed {
+        /// What changed.
+        what: String,
+    },
+    /// Loss or gradients stopped being numbers.
+    #[error("{what} is {value} at epoch {epoch}, step {step}; lower the learning rate or clip_norm. The last good checkpoint is {}", checkpoint.display())]
+    Diverged {
+        /// Loss or gradient norm.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// Epoch, from 1.
+        epoch: usize,
+        /// Step within the epoch, from 1.
+        step: usize,
+        /// Where to resume from.
+        checkpoint: PathBuf,
+    },
+}
+
+/// Trains the model that `config` describes and keeps everything about it in
+/// `options.out`.
+///
+/// # Errors
+/// [`FitError`]; the last checkpoint stays usable whatever happens.
+pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> {
+    let device = Device::flex();
+    let prepared = prepare(config, &device)?;
+    let run = Run::open(options.out, config, &prepared, options.resume)?;
+    let mut state = State::new(config, &prepared, &device)?;
+    if options.resume {
+        state = state.restore(&run)?;
+        run.truncate_metrics(&state.counters)?;
+    }
+    let trainer = Trainer::new(config, &prepared, &run, &device)?;
+    trainer.train(state, options.interrupt)
+}
+
+/// Everything that changes while training.
+struct State {
+    model: NumClip,
+    optimizer: GroupedOptimizer,
+    ema: Option<Ema<NumClip>>,
+    counters: Counters,
+}
+
+impl State {
+    fn new(config: &Config, prepared: &Prepared, device: &Device) -> Result<Self, FitError> {
+        let model = untrained(config, prepared, &device.clone().autodiff())?;
+        let optimizer = GroupedOptimizer::new(&config.train.optimizer, &model)?;
+        let ema = config.train.ema.map(|decay| Ema::new(&model, decay));
+        Ok(Self { model, optimizer, ema, counters: Counters::default() })
+    }
+
+    /// The weights that are validated and exported.
+    fn evaluated(&self) -> NumClip {
+        match &self.ema {
+            Some(ema) => ema.model().clone(),
+            None => burn::module::Module::valid(&self.model),
+        }
+    }
+}
+
+struct Trainer<'a> {
+    config: &'a Config,
+    prepared: &'a Prepared,
+    run: &'a Run,
+    loader: Loader,
+    validation: Option<Loader>,
+    objective: Objective,
+    bins: Tensor<2>,
+    device: Device,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(config: &'a Config, prepared: &'a Prepared, run: &'a Run, device: &Device) -> Result<Self, FitError> {
+        let device = device.clone().autodiff();
+        let splits = &prepared.splits;
+        let loader = loader(config, prepared, &splits.train, Some(&config.augment))?;
+        let validation = match splits.val.is_empty() {
+            true => None,
+            false => Some(self::loader(config, prepared, &splits.val, None)?),
+        };
+        let counts = prepared.dataset.check_bins(&splits.train, &config.bin)?;
+        let objective = Objective::new(config, &counts);
+        let bins = prepared.bin_tensor(&device);
+        Ok(Self { config, prepared, run, loader, validation, objective, bins, device })
+    }
+
+    fn train(&self, mut state: State, interrupt: &AtomicBool) -> Result<Outcome, FitError> {
+        let epochs = self.config.train.epochs;
+        while state.counters.epoch < epochs && !self.is_stale(&state.counters) {
+            state = self.epoch(state, interrupt)?;
+            if interrupt.load(Ordering::Relaxed) && state.counters.step > 0 {
+                break;
+            }
+        }
+        let interrupted = state.counters.epoch < epochs && !self.is_stale(&state.counters);
+        let counters = state.counters;
+        Ok(Outcome { epochs: counters.epoch, best_epoch: counters.best_epoch, best: counters.best, interrupted })
+    }
+
+    fn is_stale(&self, counters: &Counters) -> bool {
+        self.config.train.patience.is_some_and(|patience| counters.epoch - counters.best_epoch >= patience.max(1))
+            && counters.best.is_some()
+            && counters.step == 0
+    }
+
+    /// One epoch, or the rest of one.
+    fn epoch(&self, mut state: State, interrupt: &AtomicBool) -> Result<State, FitError> {
+        let epoch = state.counters.epoch;
+        let steps = self.loader.steps();
+        let progress = Progress::start(epoch + 1, self.config.train.epochs, steps, state.counters.step);
+        for batch in self.loader.epoch(epoch as u64, state.counters.step) {
+            let batch = batch?;
+            batch.skipped.iter().for_each(|skipped| progress.warn(&format!("skipped {skipped}")));
+            state = self.step(state, &batch)?;
+            progress.advance(&state.counters.sums);
+            let stop = interrupt.load(Ordering::Relaxed);
+            let due = state.counters.step % self.config.train.checkpoint_steps == 0;
+            if state.counters.step < steps && (stop || due) {
+                self.save(&mut state)?;
+            }
+            if stop && state.counters.step < steps {
+                return Ok(state);
+            }
+        }
+        self.finish_epoch(state, &progress)
+    }
+
+    fn step(&self, mut state: State, batch: &Batch) -> Result<State, FitError> {
+        let counters = &state.counters;
+        let size = self.config.preprocess.size as usize;
+        let images = TensorData::new(batch.images.clone(), [batch.len(), 3, size, size]);
+        let output = state.model.forward(Tensor::from_data(images, &self.device), self.bins.clone());
+        let values: Vec<f32> = output.values.clone().into_data_as::<f32>().iter().collect();
+        let loss = self.objective.loss(output, batch, &self.device);
+        let loss_value = f64::from(loss.clone().into_scalar::<f32>());
+        self.require_finite("the loss", loss_value, counters)?;
+        let mut gradients = GradientsParams::from_grads(loss.backward(), &state.model);
+        let norm = clip_gradients(&state.model, &mut gradients, self.config.train.clip_norm);
+        self.require_finite("the gradient norm", norm, counters)?;
+        let steps = self.loader.steps() as u64;
+        let train = &self.config.train;
+        let factor = train.schedule.factor(counters.global_step(steps), steps, train.epochs as f64);
+        state.model = state.optimizer.step(factor, state.model, gradients);
+        if let Some(ema) = &mut state.ema {
+            ema.update(&state.model);
+        }
+        let record = StepRecord {
+            epoch: counters.epoch + 1,
+            step: counters.step + 1,
+            loss: loss_value,
+            gradient_norm: norm,
+            learning_rate: train.optimizer.lr * factor,
+        };
+        state.counters.step += 1;
+        state.counters.sums.add(loss_value, &values, &batch.labels);
+        self.run.append(&record)?;
+        Ok(state)
+    }
+
+    fn require_finite(&self, what: &'static str, value: f64, counters: &Counters) -> Result<(), FitError> {
+        match value.is_finite() {
+            true => Ok(()),
+            false => Err(FitError::Diverged {
+                what,
+                value,
+                epoch: counters.epoch + 1,
+                step: counters.step + 1,
+                checkpoint: self.run.checkpoint(),
+            }),
+        }
+    }
+
+    fn finish_epoch(&self, mut state: State, progress: &Progress) -> Result<State, FitError> {
+        let model = state.evaluated();
+        let validation = self
+            .validation
+            .as_ref()
+            .map(|loader| evaluate(self.config, self.prepared, &model, loader))
+            .transpose()?
+            .and_then(|evaluation| evaluation.metrics);
+        let sums = std::mem::replace(&mut state.counters.sums, Sums::default());
+        state.counters.epoch += 1;
+        state.counters.step = 0;
+        let record = EpochRecord {
+            epoch: state.counters.epoch,
+            train_loss: sums.mean_loss(),
+            train_mae: sums.mean_error(),
+            validation: validation.clone(),
+        };
+        let better = state.counters.update_best(validation);
+        self.run.append(&record)?;
+        progress.finish(&record, better);
+        if better || self.validation.is_none() {
+            self.run.save_best(&model, state.counters.epoch)?;
+        }
+        self.save(&mut state)?;
+        Ok(state)
+    }
+
+    fn save(&self, state: &mut State) -> Result<(), FitError> {
+        state.counters.metrics_bytes = self.run.flush()?;
+        self.run.save(state)
+    }
+}
+
+/// A loader over some samples: for training with `augment`, for evaluation without.
+pub fn loader(
+    config: &Config,
+    prepared: &Prepared,
+    indices: &[usize],
+    augment: Option<&Augment>,
+) -> Result<Loader, FitError> {
+    let train = &config.train;
+    let loader = LoaderConfig {
+        batch: train.batch_size,
+        seed: train.seed,
+        sampling: if augment.is_some() { train.sampling } else { crate::data::Sampling::Sequential },
+        drop_last: augment.is_some() && indices.len() >= train.batch_size,
+        workers: train.workers,
+        cache_mib: train.cache_mib / 2,
+        unreadable: match config.data.max_unreadable {
+            0 => Unreadable::Stop,
+            limit => Unreadable::Skip(limit),
+        },
+        ..LoaderConfig::default()
+    };
+    let augment = augment.cloned().unwrap_or_else(Augment::none);
+    let plan = config.preprocess.clone();
+    Ok(Loader::new(&prepared.dataset, indices, &config.bin, plan, augment, loader)?)
+}

@@ -2,15 +2,16 @@
 //!
 //! Modules are declared in flow order; a module uses only those above it.
 
-pub mod config;
-pub mod data;
-pub mod export;
-pub mod fit;
-pub mod graph;
-pub mod loss;
-pub mod model;
-pub mod ops;
-pub mod optim;
-pub mod report;
 pub mod synth;
+pub mod data;
+pub mod graph;
+pub mod ops;
 pub mod text;
+pub mod model;
+pub mod loss;
+pub mod optim;
+pub mod quantize;
+pub mod config;
+pub mod fit;
+pub mod export;
+pub mod report;

@@ -1,1 +1,23 @@
 //! Labelled images: reading, splitting, augmenting, loading in parallel.
+//!
+//! ```text
+//! table → Dataset → Splits → order of samples → decode → augment → plan → Batch
+//! ```
+//!
+//! Everything random is drawn from a seed, the epoch and the place in the
+//! epoch, so that a resumed run sees the very batches of an unbroken one.
+
+pub mod augment;
+pub mod dataset;
+mod digest;
+mod error;
+pub mod loader;
+pub mod sampling;
+pub mod split;
+
+pub use augment::Augment;
+pub use dataset::{Columns, Dataset, Sample};
+pub use error::{DataError, DataErrorKind};
+pub use loader::{Batch, Loader, LoaderConfig};
+pub use sampling::{Sampling, Weighting};
+pub use split::{SplitPlan, Splits};

@@ -1,1 +1,247 @@
 //! Optimisers, schedules, gradient clipping, weight averaging.
+//!
+//! One [`GroupedOptimizer`] steps the whole model; parameters under a given path have their own
+//! learning rate. The [`Schedule`] is a pure function of the step, so it has no state to save.
+
+pub mod clip;
+pub mod ema;
+pub mod rule;
+pub mod schedule;
+
+pub use clip::clip_gradients;
+pub use ema::Ema;
+pub use rule::Method;
+pub use schedule::{Decay, Schedule};
+
+use burn::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
+use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
+use burn::store::RecordError;
+use burn::tensor::{Bytes, Tensor};
+use rule::Rule;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The `[optimizer]` table of a task file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimConfig {
+    /// Which update rule.
+    pub method: Method,
+    /// Learning rate of the parameters in no group, before the schedule's factor.
+    pub lr: f64,
+    /// Decoupled weight decay; applies to parameters of two dimensions or more, so neither to
+    /// biases nor to normalisation layers.
+    pub weight_decay: f64,
+    /// Decay rates of the two moments, each at least 0 and below 1.
+    pub betas: [f64; 2],
+    /// Added to the denominator, above 0.
+    pub epsilon: f64,
+    /// Parts of the model with a learning rate of their own; the last that fits wins.
+    pub groups: Vec<LrGroup>,
+}
+
+/// A part of the model and its learning rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LrGroup {
+    /// Module path, such as `encoder` or `encoder.stages.0`: the parameters at and below it.
+    pub path: String,
+    /// Learning rate, before the schedule's factor; 0 freezes the group.
+    pub lr: f64,
+}
+
+/// What went wrong with an optimiser, a schedule or the averaged weights.
+#[derive(Debug, Error)]
+pub enum OptimError {
+    /// A number in the configuration is out of range.
+    #[error("`{field}` is {got}, expected {expected}")]
+    OutOfRange {
+        /// The offending field.
+        field: &'static str,
+        /// Its value.
+        got: f64,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A group's path leads to no parameter.
+    #[error("optimizer group `{path}` matches no parameter; the model's parts are: {parts}")]
+    EmptyGroup {
+        /// The path in the configuration.
+        path: String,
+        /// The first components of all parameter paths.
+        parts: String,
+    },
+    /// The saved state cannot be read or written.
+    #[error("training state: {0}")]
+    Record(#[from] RecordError),
+    /// The saved state belongs to another model or is cut short.
+    #[error("training state does not fit: {0}; resume with the task file the run began with")]
+    Mismatch(String),
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        Self {
+            method: Method::AdamW,
+            lr: 1e-3,
+            weight_decay: 0.01,
+            betas: [0.9, 0.999],
+            epsilon: 1e-8,
+            groups: Vec::new(),
+        }
+    }
+}
+
+/// Steps a whole model with one update rule and a learning rate per group.
+#[derive(Clone)]
+pub struct GroupedOptimizer {
+    inner: ModuleOptimizer,
+    lr: f64,
+    groups: Vec<(ParamGroup, f64)>,
+}
+
+impl GroupedOptimizer {
+    /// An optimiser for `module`, without state yet.
+    ///
+    /// # Errors
+    ///
+    /// [`OptimError::OutOfRange`] for a number that makes no sense, [`OptimError::EmptyGroup`] for
+    /// a path that fits no parameter of `module`.
+    pub fn new<M: Module>(config: &OptimConfig, module: &M) -> Result<Self, OptimError> {
+        check(config)?;
+        let paths = parameter_paths(module);
+        let groups = config.groups.iter().map(|group| {
+            let matcher = under(&group.path).filter(|matcher| {
+                let id = ParamId::new();
+                paths.iter().any(|path| matcher.matches(&id, Some(path)))
+            });
+            let matcher = matcher.ok_or_else(|| empty_group(&group.path, &paths))?;
+            Ok((matcher, group.lr))
+        });
+        Ok(Self {
+            inner: ModuleOptimizer::from(Rule::new(config)),
+            lr: config.lr,
+            groups: groups.collect::<Result<_, OptimError>>()?,
+        })
+    }
+
+    /// One update: every learning rate is multiplied by `factor`, the [`Schedule`]'s value.
+    ///
+    /// Parameters without a gradient stay as they are.
+    pub fn step<M: Module>(&mut self, factor: f64, module: M, gradients: GradientsParams) -> M {
+        let rates = self.learning_rates(factor);
+        self.inner.step(rates, module, gradients)
+    }
+
+    /// The state, exactly: continuing from it gives the same weights bit for bit.
+    ///
+    /// The parameters are known by the ids that the model's own record carries, so save and
+    /// restore both together.
+    ///
+    /// # Errors
+    ///
+    /// [`OptimError::Record`] when the state cannot be serialised.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, OptimError> {
+        Ok(self.inner.into_bytes()?.to_vec())
+    }
+
+    /// Continues from what [`to_bytes`](Self::to_bytes) gave.
+    ///
+    /// # Errors
+    ///
+    /// [`OptimError::Record`] for bytes that are no record, [`OptimError::Mismatch`] for one that
+    /// lacks part of the state.
+    pub fn restore(self, bytes: Vec<u8>) -> Result<Self, OptimError> {
+        let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(bytes))?;
+        let expected = record.len();
+        let inner = self.inner.load_record(record);
+        let got = inner.to_record().len();
+        if got != expected {
+            let text = format!("{got} of {expected} optimiser tensors are usable");
+            return Err(OptimError::Mismatch(text));
+        }
+        Ok(Self { inner, ..self })
+    }
+
+    fn learning_rates(&self, factor: f64) -> ModuleLearningRate {
+        let base = ModuleLrScheduler::new(self.lr * factor);
+        self.groups
+            .iter()
+            .fold(base, |rates, (group, lr)| {
+                rates.with_group(group.clone(), lr * factor)
+            })
+            .step()
+    }
+}
+
+fn check(config: &OptimConfig) -> Result<(), OptimError> {
+    let rates = config.groups.iter().map(|group| ("groups.lr", group.lr));
+    for (field, got) in rates.chain([("lr", config.lr), ("weight_decay", config.weight_decay)]) {
+        in_range(field, got, got >= 0.0 && got.is_finite(), "0 or more")?;
+    }
+    for got in config.betas {
+        in_range("betas", got, (0.0..1.0).contains(&got), "0 to below 1")?;
+    }
+    let epsilon = config.epsilon;
+    let fits = epsilon > 0.0 && epsilon.is_finite();
+    in_range("epsilon", epsilon, fits, "above 0")
+}
+
+fn in_range(
+    field: &'static str,
+    got: f64,
+    fits: bool,
+    expected: &'static str,
+) -> Result<(), OptimError> {
+    let error = OptimError::OutOfRange {
+        field,
+        got,
+        expected,
+    };
+    if fits { Ok(()) } else { Err(error) }
+}
+
+/// The parameters at and below a module path; `None` when it has characters no path has.
+fn under(path: &str) -> Option<ParamGroup> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+    let valid = !path.is_empty() && path.chars().all(plain);
+    let pattern = format!(r"^{}(\.|$)", path.replace('.', r"\."));
+    ParamGroup::from_regex(pattern).ok().filter(|_| valid)
+}
+
+fn empty_group(path: &str, paths: &[String]) -> OptimError {
+    let mut parts: Vec<&str> = paths.iter().filter_map(|p| p.split('.').next()).collect();
+    parts.dedup();
+    OptimError::EmptyGroup {
+        path: path.to_string(),
+        parts: parts.join(", "),
+    }
+}
+
+fn parameter_paths<M: Module>(module: &M) -> Vec<String> {
+    struct Collect {
+        path: Vec<String>,
+        found: Vec<String>,
+    }
+    impl ModuleVisitor for Collect {
+        fn enter_module(&mut self, name: &str, _container: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _name: &str, _container: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<D>>) {
+            self.found.push(self.path.join("."));
+        }
+    }
+    let mut collect = Collect {
+        path: Vec::new(),
+        found: Vec::new(),
+    };
+    module.visit(&mut collect);
+    collect.found
+}
+
+#[cfg(test)]
+mod tests;

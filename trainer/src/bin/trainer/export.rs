@@ -1,0 +1,68 @@
+//! `trainer export`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use numclip::bundle::Precision;
+use numclip_trainer::export::{Exported, Options, export};
+
+/// Turn a run's best weights into a bundle for numclip.
+///
+/// Folds the network, quantises it, measures float and int8 on the validation
+/// and test images, and reads the bundle back before it gets its name.
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  trainer export runs/gauge --out models/gauge")]
+pub struct Export {
+    /// Folder of the run
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Folder of the bundle; an older bundle there is replaced
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Arithmetic of the bundle's encoder
+    #[arg(long, value_enum, default_value_t = Kind::Int8)]
+    precision: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Kind {
+    /// 8-bit integers
+    Int8,
+    /// 32-bit floats
+    F32,
+}
+
+impl Export {
+    pub fn run(self) -> Result<()> {
+        let precision = match self.precision {
+            Kind::Int8 => Precision::Int8,
+            Kind::F32 => Precision::F32,
+        };
+        let stage = |name: &str| eprintln!("{name} …");
+        let exported = export(&Options { run: &self.run, out: &self.out, precision, stage: &stage })?;
+        print(&exported);
+        eprintln!("bundle: {}", self.out.display());
+        Ok(())
+    }
+}
+
+fn print(exported: &Exported) {
+    println!("{:<6} {:<9} {:>6} {:>8} {:>8} {:>9}", "split", "precision", "images", "mae", "rmse", "accuracy");
+    for report in &exported.reports {
+        let metrics = &report.metrics;
+        let precision = format!("{:?}", report.precision).to_lowercase();
+        println!(
+            "{:<6} {:<9} {:>6} {:>8.4} {:>8.4} {:>9.4}",
+            report.split, precision, metrics.count, metrics.mae, metrics.rmse, metrics.accuracy_expectation
+        );
+    }
+    println!(
+        "encoder {:.2} MB, {:.0} million multiply-accumulates, int8 against float: cosine at least {:.4}",
+        exported.encoder_bytes as f64 / 1e6,
+        exported.macs as f64 / 1e6,
+        exported.lowest_cosine
+    );
+}

@@ -1,0 +1,60 @@
+//! `trainer`: fine-tunes a NumCLIP image encoder and exports it for `numclip`.
+
+mod export;
+mod fit;
+mod synth;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser;
+
+/// Fine-tunes a NumCLIP image encoder and exports it as a quantised bundle.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, after_help = "\
+Examples:
+  trainer synth gauge --out data/gauge -n 6000 --seed 1
+  trainer fit trainer/tasks/gauge.toml
+  trainer export runs/gauge --out models/gauge
+  numclip predict --model models/gauge photo.jpg")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Synth(synth::Synth),
+    Fit(fit::Fit),
+    Export(export::Export),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Synth(command) => command.run(),
+        Command::Fit(command) => command.run(),
+        Command::Export(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A flag that the first Ctrl-C sets; the second one ends the program.
+fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    ctrlc::set_handler(move || {
+        if set.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+    })?;
+    Ok(flag)
+}

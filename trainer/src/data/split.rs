@@ -1,0 +1,382 @@
+//! Training, validation and test images.
+
+use std::collections::{BTreeMap, HashMap};
+
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    dataset::Dataset,
+    error::{DataError, DataErrorKind as Kind},
+};
+
+/// How a data set is divided.
+///
+/// With a split column, its values are looked up in the lists. Without one,
+/// all images are for training. Validation (and test) images are then held
+/// back from the training images where the table names none.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SplitPlan {
+    /// Values that mean training.
+    pub train: Vec<String>,
+    /// Values that mean validation.
+    pub val: Vec<String>,
+    /// Values that mean test.
+    pub test: Vec<String>,
+    /// Values to leave out.
+    pub ignore: Vec<String>,
+    /// Share of the training images to hold back for validation, 0 to 1, where
+    /// the table names none.
+    pub val_fraction: f32,
+    /// Share of the training images to hold back for test, 0 to 1, where the
+    /// table names none.
+    pub test_fraction: f32,
+    /// Decides which groups are held back.
+    pub seed: u64,
+}
+
+/// Positions in [`Dataset::samples`], ascending; no group is in two of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Splits {
+    /// For fitting; never empty.
+    pub train: Vec<usize>,
+    /// For choosing.
+    pub val: Vec<usize>,
+    /// For reporting.
+    pub test: Vec<usize>,
+}
+
+impl Default for SplitPlan {
+    fn default() -> Self {
+        let named = |name: &str| vec![name.to_owned()];
+        Self {
+            train: named("train"),
+            val: named("val"),
+            test: named("test"),
+            ignore: Vec::new(),
+            val_fraction: 0.15,
+            test_fraction: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+impl Splits {
+    /// Divides a data set.
+    ///
+    /// Images held back are whole groups, chosen so that their labels are
+    /// spread like those of all training images as well as the groups allow.
+    ///
+    /// # Errors
+    ///
+    /// If a split value is unknown, a group is in two splits, training is left
+    /// without images, or there are too few groups to hold some back.
+    pub fn new(dataset: &Dataset, plan: &SplitPlan) -> Result<Self, DataError> {
+        check_fractions(dataset, plan)?;
+        let mut splits = assign(dataset, plan)?;
+        if splits.test.is_empty() && plan.test_fraction > 0.0 {
+            splits.test = hold_back(
+                dataset,
+                &mut splits.train,
+                plan.test_fraction,
+                plan.seed ^ 1,
+                "test",
+            )?;
+        }
+        if splits.val.is_empty() && plan.val_fraction > 0.0 {
+            // The share is of all that could have been trained on.
+            let fraction = plan.val_fraction / (1.0 - plan.test_fraction);
+            splits.val = hold_back(dataset, &mut splits.train, fraction, plan.seed, "val")?;
+        }
+        if splits.train.is_empty() {
+            return Err(dataset.error(None, Kind::EmptySplit("train")));
+        }
+        Ok(splits)
+    }
+}
+
+fn check_fractions(dataset: &Dataset, plan: &SplitPlan) -> Result<(), DataError> {
+    let wrong = |name, got| Err(dataset.error(None, Kind::Fraction { name, got }));
+    if !(0.0..1.0).contains(&plan.test_fraction) {
+        return wrong("test_fraction", plan.test_fraction);
+    }
+    if !(0.0..1.0 - plan.test_fraction).contains(&plan.val_fraction) {
+        return wrong("val_fraction", plan.val_fraction);
+    }
+    Ok(())
+}
+
+/// Follows the table's split column.
+fn assign(dataset: &Dataset, plan: &SplitPlan) -> Result<Splits, DataError> {
+    let mut splits = Splits::default();
+    let mut of_group: HashMap<&str, (&'static str, u64)> = HashMap::new();
+    for (index, sample) in dataset.samples().iter().enumerate() {
+        let name = match &sample.split {
+            None => "train",
+            Some(value) if plan.train.contains(value) => "train",
+            Some(value) if plan.val.contains(value) => "val",
+            Some(value) if plan.test.contains(value) => "test",
+            Some(value) if plan.ignore.contains(value) => continue,
+            Some(value) => {
+                return Err(dataset.error(sample.line, Kind::UnknownSplit(value.clone())));
+            }
+        };
+        if let Some(group) = &sample.group {
+            let &mut (other, other_line) = of_group.entry(group).or_insert((name, sample.line));
+            if other != name {
+                let kind = Kind::GroupInTwoSplits {
+                    group: group.clone(),
+                    here: name,
+                    other_line,
+                    other,
+                };
+                return Err(dataset.error(sample.line, kind));
+            }
+        }
+        match name {
+            "val" => splits.val.push(index),
+            "test" => splits.test.push(index),
+            _ => splits.train.push(index),
+        }
+    }
+    Ok(splits)
+}
+
+/// Takes whole groups out of `from`: about `fraction` of the images, and of
+/// each stratum of labels.
+fn hold_back(
+    dataset: &Dataset,
+    from: &mut Vec<usize>,
+    fraction: f32,
+    seed: u64,
+    split: &'static str,
+) -> Result<Vec<usize>, DataError> {
+    let mut groups = groups(dataset, from);
+    if groups.len() < 2 {
+        let groups = groups.len();
+        return Err(dataset.error(None, Kind::TooFewGroups { split, groups }));
+    }
+    groups.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    let strata = strata(&dataset.labels(from));
+    let stratum_of: HashMap<usize, usize> = from.iter().copied().zip(strata).collect();
+    let mut wanted = vec![0.0; stratum_of.values().max().map_or(0, |last| last + 1)];
+    for stratum in stratum_of.values() {
+        wanted[*stratum] += fraction;
+    }
+    let mut held: Vec<usize> = Vec::new();
+    for group in &groups {
+        let mut rest = wanted.clone();
+        group
+            .iter()
+            .for_each(|index| rest[stratum_of[index]] -= 1.0);
+        if square_sum(&rest) < square_sum(&wanted) {
+            wanted = rest;
+            held.extend(group);
+        }
+    }
+    if held.is_empty() {
+        // All groups are larger than the share: the smallest comes closest.
+        held.extend(
+            groups
+                .iter()
+                .min_by_key(|group| group.len())
+                .into_iter()
+                .flatten(),
+        );
+    }
+    held.sort_unstable();
+    from.retain(|index| held.binary_search(index).is_err());
+    Ok(held)
+}
+
+fn square_sum(values: &[f32]) -> f32 {
+    values.iter().map(|v| v * v).sum()
+}
+
+/// Samples by group, in an order that does not depend on hashing.
+fn groups(dataset: &Dataset, indices: &[usize]) -> Vec<Vec<usize>> {
+    let mut named: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    let mut single = Vec::new();
+    for &index in indices {
+        match &dataset.samples()[index].group {
+            Some(group) => named.entry(group).or_default().push(index),
+            None => single.push(vec![index]),
+        }
+    }
+    named.into_values().chain(single).collect()
+}
+
+/// Stratum of each label: the label itself if there are at most twenty
+/// different ones, otherwise its tenth in ascending order.
+fn strata(labels: &[f32]) -> Vec<usize> {
+    let mut ascending = labels.to_vec();
+    ascending.sort_by(f32::total_cmp);
+    let mut distinct = ascending.clone();
+    distinct.dedup();
+    let rank = |values: &[f32], label: f32| values.partition_point(|v| *v < label);
+    labels
+        .iter()
+        .map(|&label| match distinct.len() {
+            ..=20 => rank(&distinct, label),
+            _ => rank(&ascending, label) * 10 / ascending.len(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::data::{Columns, dataset::tests::folder};
+
+    fn split(rows: &str, plan: &SplitPlan) -> Result<(Dataset, Splits), DataError> {
+        let names: Vec<&str> = rows
+            .lines()
+            .filter_map(|row| row.split(',').next())
+            .collect();
+        let text = format!("path,label,group,split\n{rows}");
+        let (_folder, path) = folder("t.csv", &text, &names);
+        let dataset = Dataset::open(&path, &Columns::default(), [0.0, 100.0])?;
+        let splits = Splits::new(&dataset, plan)?;
+        Ok((dataset, splits))
+    }
+
+    /// Forty groups of uneven size, ten different labels.
+    fn many_groups() -> String {
+        (0..400)
+            .map(|i: u64| (i, i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40))
+            .map(|(i, random)| format!("{i}.png,{},g{},\n", i % 10, random % 43 % 40))
+            .collect()
+    }
+
+    #[test]
+    fn the_tables_splits_are_followed() {
+        let plan = SplitPlan {
+            train: vec!["0".into(), "1".into()],
+            test: vec!["3".into()],
+            ignore: vec!["9".into()],
+            val_fraction: 0.0,
+            ..SplitPlan::default()
+        };
+        let rows = "a,1,,0\nb,2,,1\nc,3,,3\nd,4,,9\n";
+        let (_, splits) = split(rows, &plan).unwrap();
+        assert_eq!(splits.train, [0, 1]);
+        assert_eq!(splits.test, [2]);
+        let error = split("a,1,,0\nb,2,,7\n", &plan).unwrap_err();
+        assert!(
+            error.to_string().contains("line 3: split `7` is in none"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_group_in_two_splits_is_refused() {
+        let error = split(
+            "a,1,x,train\nb,2,y,train\nc,3,x,test\n",
+            &SplitPlan::default(),
+        )
+        .unwrap_err();
+        let expected = "line 4: group `x` is in test and, on line 2, in train";
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+
+    #[test]
+    fn held_back_groups_stay_whole_and_stratified() {
+        let plan = SplitPlan {
+            val_fraction: 0.2,
+            test_fraction: 0.1,
+            ..SplitPlan::default()
+        };
+        let (dataset, splits) = split(&many_groups(), &plan).unwrap();
+        let names = |indices: &[usize]| -> HashSet<_> {
+            indices
+                .iter()
+                .map(|&i| dataset.samples()[i].group.clone())
+                .collect()
+        };
+        let (train, val, test) = (
+            names(&splits.train),
+            names(&splits.val),
+            names(&splits.test),
+        );
+        assert!(train.is_disjoint(&val) && train.is_disjoint(&test) && val.is_disjoint(&test));
+        assert_eq!(
+            splits.train.len() + splits.val.len() + splits.test.len(),
+            400
+        );
+        assert!(
+            (60..=100).contains(&splits.val.len()),
+            "{} held back",
+            splits.val.len()
+        );
+        assert!(
+            (25..=55).contains(&splits.test.len()),
+            "{} held back",
+            splits.test.len()
+        );
+    }
+
+    #[test]
+    fn single_images_are_stratified_exactly() {
+        let rows: String = (0..200).map(|i| format!("{i}.png,{},,\n", i % 4)).collect();
+        let plan = SplitPlan {
+            val_fraction: 0.25,
+            ..SplitPlan::default()
+        };
+        let (dataset, splits) = split(&rows, &plan).unwrap();
+        for label in 0..4 {
+            let held = dataset
+                .labels(&splits.val)
+                .iter()
+                .filter(|l| **l == label as f32)
+                .count();
+            assert!((12..=13).contains(&held), "{held} of label {label}");
+        }
+    }
+
+    #[test]
+    fn the_seed_decides() {
+        let by_seed = |seed| {
+            let plan = SplitPlan {
+                seed,
+                ..SplitPlan::default()
+            };
+            split(&many_groups(), &plan).unwrap().1
+        };
+        assert_eq!(by_seed(1), by_seed(1));
+        assert_ne!(by_seed(1), by_seed(2));
+    }
+
+    #[test]
+    fn impossible_plans_are_refused() {
+        let one_group = "a,1,x,\nb,2,x,\n";
+        let error = split(one_group, &SplitPlan::default()).unwrap_err();
+        assert!(
+            error.to_string().contains("cannot be taken from 1 group"),
+            "{error}"
+        );
+        let plan = SplitPlan {
+            val_fraction: 0.6,
+            test_fraction: 0.5,
+            ..SplitPlan::default()
+        };
+        let error = split(&many_groups(), &plan).unwrap_err();
+        assert!(error.to_string().contains("val_fraction is 0.6"), "{error}");
+        let error = split(
+            "a,1,,test\n",
+            &SplitPlan {
+                val_fraction: 0.0,
+                ..SplitPlan::default()
+            },
+        );
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("train split has no images")
+        );
+    }
+}

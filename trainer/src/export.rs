@@ -1,0 +1,272 @@
+//! From a trained run to a bundle that a device can trust.
+//!
+//! ```text
+//! best weights → fold → ONNX → calibrate → int8 → measure both → golden → write → open → replay
+//! ```
+
+mod golden;
+mod measure;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::module::Module as _;
+use burn::tensor::Device;
+use numclip::bundle::{
+    self, BinsSection, Bundle, BundleError, Contents, EncoderFile, EncoderFormat, Manifest, ModelSection, Precision,
+    Provenance, Report, SCHEMA, TaskSection,
+};
+use numclip::encode::EncodeError;
+use numclip::pipeline::Pipeline;
+use numclip::verify::{ReplayError, replay};
+use rand::SeedableRng as _;
+use rand::seq::SliceRandom as _;
+use rand_chacha::ChaCha8Rng;
+use thiserror::Error;
+
+use crate::config::Config;
+use crate::fit::{FitError, Prepared, Run, loader, prepare, untrained};
+use crate::graph::ConvNet;
+use crate::model::numclip::NumClip;
+use crate::quantize::affine::Affine;
+use crate::quantize::calibrate::calibrate;
+use crate::quantize::{int8, onnx};
+use measure::{Encoded, calibrate_interval};
+
+/// What an export is asked.
+pub struct Options<'a> {
+    /// Folder of the run.
+    pub run: &'a Path,
+    /// Folder of the bundle.
+    pub out: &'a Path,
+    /// Arithmetic of the bundle's encoder.
+    pub precision: Precision,
+    /// Called with the name of each stage as it begins.
+    pub stage: &'a dyn Fn(&str),
+}
+
+/// What an export gave.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// Measures of both precisions, as the bundle holds them.
+    pub reports: Vec<Report>,
+    /// Size of the encoder, bytes.
+    pub encoder_bytes: usize,
+    /// Multiply-accumulates for one picture.
+    pub macs: u64,
+    /// Smallest cosine between float and int8 embeddings of validation images.
+    pub lowest_cosine: f32,
+}
+
+/// Why there is no bundle.
+#[derive(Debug, Error)]
+pub enum ExportError {
+    /// The run cannot be read.
+    #[error(transparent)]
+    Run(#[from] FitError),
+    /// The data set is not the one the run was trained on.
+    #[error("the data set has digest {got}, the run was trained on {expected}; restore the data, or train again")]
+    Data {
+        /// Digest of the run.
+        expected: String,
+        /// Digest now.
+        got: String,
+    },
+    /// The engine cannot run what was exported.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// Ranges could not be observed.
+    #[error("calibration: {0}")]
+    Calibrate(String),
+    /// The bundle cannot be written or read back.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A golden case cannot be replayed.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// The exported float network is not the trained one.
+    #[error("the exported network differs from the trained one: cosine {cosine} on image {image}, expected at least {}; please report this", MIN_COSINE)]
+    Fold {
+        /// The image.
+        image: PathBuf,
+        /// Cosine between the embeddings.
+        cosine: f32,
+    },
+    /// The written bundle does not give what was measured.
+    #[error("{}: golden case {case} differs when read back (cosine {cosine}); no bundle was kept", path.display())]
+    Parity {
+        /// Where the bundle was to be.
+        path: PathBuf,
+        /// The case.
+        case: usize,
+        /// Cosine between the embeddings.
+        cosine: f32,
+    },
+}
+
+/// The least cosine between the trained and the exported float network.
+pub const MIN_COSINE: f32 = 0.9999;
+
+const ENCODER: &str = "encoder.onnx";
+
+/// Exports the best weights of a run.
+///
+/// # Errors
+/// [`ExportError`]; the folder of the bundle then holds what it held before.
+pub fn export(options: &Options<'_>) -> Result<Exported, ExportError> {
+    (options.stage)("reading the run and its data");
+    let (run, config, recorded) = Run::read(options.run)?;
+    let device = Device::flex();
+    let prepared = prepare(&config, &device)?;
+    if prepared.digest != recorded.data_digest {
+        return Err(ExportError::Data { expected: recorded.data_digest, got: prepared.digest });
+    }
+    let model = run.load_best(untrained(&config, &prepared, &device)?)?.valid();
+    let net = model.fold(config.preprocess.size as usize);
+    let export = Export { config: &config, prepared: &prepared, model: &model, net: &net, options };
+    export.run()
+}
+
+struct Export<'a> {
+    config: &'a Config,
+    prepared: &'a Prepared,
+    model: &'a NumClip,
+    net: &'a ConvNet,
+    options: &'a Options<'a>,
+}
+
+impl Export<'_> {
+    fn run(&self) -> Result<Exported, ExportError> {
+        let stage = self.options.stage;
+        stage("comparing the folded network with the trained one");
+        let float_bytes = onnx::float(self.net);
+        let float = self.encode("float", &float_bytes)?;
+        self.check_fold(&float)?;
+        stage("calibrating");
+        let int8_bytes = self.quantize()?;
+        stage("measuring int8");
+        let int8 = self.encode("int8", &int8_bytes)?;
+        let (bytes, chosen) = match self.options.precision {
+            Precision::F32 => (float_bytes, &float),
+            Precision::Int8 => (int8_bytes, &int8),
+        };
+        let estimator = self.prepared.estimator(self.config, self.model, None)?;
+        let interval = calibrate_interval(&self.config.bin, &estimator, &chosen.val, self.config.export.coverage);
+        let estimator = self.prepared.estimator(self.config, self.model, interval)?;
+        let mut reports = Vec::new();
+        for (precision, encoded) in [(Precision::F32, &float), (Precision::Int8, &int8)] {
+            reports.extend(encoded.reports(precision, &self.config.bin, &estimator, &self.config.thresholds()));
+        }
+        stage("writing the bundle and reading it back");
+        let exported = Exported {
+            encoder_bytes: bytes.len(),
+            macs: self.net.macs(),
+            lowest_cosine: float.lowest_cosine(&int8),
+            reports: reports.clone(),
+        };
+        let golden = golden::cases(self.config, self.prepared, &bytes, &estimator)?;
+        let contents = Contents {
+            encoders: BTreeMap::from([(ENCODER.to_owned(), bytes)]),
+            embeddings: self.prepared.embeddings.values.clone(),
+            golden,
+        };
+        self.write(&self.manifest(interval, reports), &contents)?;
+        Ok(exported)
+    }
+
+    fn encode(&self, name: &str, bytes: &[u8]) -> Result<Encoded, ExportError> {
+        Encoded::new(self.config, self.prepared, name, bytes)
+    }
+
+    /// The float network must give the embeddings of the trained model.
+    fn check_fold(&self, float: &Encoded) -> Result<(), ExportError> {
+        let indices: Vec<usize> = float.val.indices.iter().take(self.config.train.batch_size).copied().collect();
+        let loader = loader(self.config, self.prepared, &indices, None)?;
+        let (trained, _) = crate::fit::embed_all(self.config, self.model, &loader)?;
+        for (position, embedding) in trained.iter().enumerate() {
+            let cosine = numclip::verify::cosine(embedding, &float.val.embeddings[position]);
+            if cosine < MIN_COSINE {
+                let image = self.prepared.dataset.samples()[indices[position]].path.clone();
+                return Err(ExportError::Fold { image, cosine });
+            }
+        }
+        Ok(())
+    }
+
+    fn quantize(&self) -> Result<Vec<u8>, ExportError> {
+        let export = &self.config.export;
+        let mut indices = self.prepared.splits.train.clone();
+        indices.shuffle(&mut ChaCha8Rng::seed_from_u64(self.config.train.seed));
+        indices.truncate(export.calibration_images);
+        let images = measure::tensors(self.config, self.prepared, &indices)?;
+        let taps = calibrate(self.net, &images, export.range)
+            .map_err(|error| ExportError::Calibrate(format!("{error:#}")))?;
+        Ok(int8::int8(self.net, Affine::of_input(&self.config.preprocess), &taps, export.bias_correction))
+    }
+
+    fn manifest(&self, interval: Option<numclip::estimate::Calibration>, report: Vec<Report>) -> Manifest {
+        let (config, prepared) = (self.config, self.prepared);
+        Manifest {
+            schema: SCHEMA,
+            logit_scale: config.model.head.logit_scale as f32,
+            model: ModelSection { name: config.task.name.clone(), version: config.task.version.clone() },
+            task: TaskSection {
+                name: config.task.name.clone(),
+                unit: config.task.unit.clone(),
+                range: config.task.range,
+            },
+            preprocess: config.preprocess.clone(),
+            regressor: self.model.plain_regressor(),
+            interval,
+            encoder: vec![EncoderFile {
+                path: ENCODER.into(),
+                format: EncoderFormat::Onnx,
+                precision: self.options.precision,
+            }],
+            bins: BinsSection { dim: prepared.embeddings.dim, bin: config.bin.clone() },
+            report,
+            provenance: provenance(config, prepared),
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// Writes beside the final place, replays the golden vectors there, and
+    /// only then lets the bundle have its name.
+    fn write(&self, manifest: &Manifest, contents: &Contents) -> Result<(), ExportError> {
+        let out = self.options.out;
+        let check = |folder: &Path| -> Result<(), ExportError> {
+            let pipeline = Pipeline::new(Bundle::open(folder)?, None)?;
+            match replay(&pipeline)?.into_iter().find(|replay| !replay.passed) {
+                None => Ok(()),
+                Some(replay) => {
+                    Err(ExportError::Parity { path: out.into(), case: replay.case, cosine: replay.cosine })
+                }
+            }
+        };
+        bundle::write(out, manifest.clone(), contents, check)
+    }
+}
+
+fn provenance(config: &Config, prepared: &Prepared) -> Provenance {
+    let weights = config.model.init.as_deref().and_then(Path::file_name);
+    Provenance {
+        data: config.data.description.clone(),
+        data_digest: prepared.digest.clone(),
+        text_tower: prepared.embeddings.source.to_string(),
+        weights: match weights {
+            Some(file) => format!("initialised from {}", file.to_string_lossy()),
+            None => format!("random, seed {}", config.train.seed),
+        },
+        architecture: architecture(config),
+        seed: config.train.seed,
+        revision: option_env!("NUMCLIP_REVISION").unwrap_or_default().into(),
+        trainer: format!("numclip-trainer {}", env!("CARGO_PKG_VERSION")),
+        licence: config.export.licence.clone(),
+    }
+}
+
+fn architecture(config: &Config) -> String {
+    let name = serde_json::to_value(config.model.architecture).ok();
+    let name = name.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default();
+    format!("{name}, width {}, {} px", config.model.width, config.preprocess.size)
+}

@@ -1,1 +1,0 @@
-//! Folded network to ONNX to int8 bundle.

@@ -1,0 +1,63 @@
+//! Measuring a model on labelled images, through the runtime's own estimator.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use numclip::estimate::Estimate;
+use numclip::metrics::{Metrics, measure};
+
+use super::{FitError, Prepared};
+use crate::config::Config;
+use crate::data::Loader;
+use crate::model::numclip::NumClip;
+
+/// Estimates for a set of images.
+#[derive(Clone, Debug)]
+pub struct Evaluation {
+    /// One for each image, in the loader's order.
+    pub estimates: Vec<Estimate>,
+    /// Labels, in the task's unit.
+    pub labels: Vec<f32>,
+    /// Measures; none for an empty set.
+    pub metrics: Option<Metrics>,
+}
+
+/// Runs `model` over all images of `loader`.
+///
+/// # Errors
+/// [`FitError`] when images cannot be loaded or a trained value is not finite.
+pub fn evaluate(
+    config: &Config,
+    prepared: &Prepared,
+    model: &NumClip,
+    loader: &Loader,
+) -> Result<Evaluation, FitError> {
+    let estimator = prepared.estimator(config, model, None)?;
+    let (embeddings, labels) = embed_all(config, model, loader)?;
+    let estimates: Vec<Estimate> = embeddings.iter().map(|embedding| estimator.estimate(embedding)).collect();
+    let metrics = measure(&config.bin, &estimates, &labels, &config.thresholds());
+    Ok(Evaluation { estimates, labels, metrics })
+}
+
+/// Embeddings (`[D]` each, not normalised) and labels of all images of `loader`.
+///
+/// # Errors
+/// [`FitError`] when images cannot be loaded.
+pub fn embed_all(
+    config: &Config,
+    model: &NumClip,
+    loader: &Loader,
+) -> Result<(Vec<Vec<f32>>, Vec<f32>), FitError> {
+    let device = Device::flex();
+    let size = config.preprocess.size as usize;
+    let (mut embeddings, mut labels) = (Vec::new(), Vec::new());
+    for batch in loader.epoch(0, 0) {
+        let batch = batch?;
+        let count = batch.len();
+        let images = TensorData::new(batch.images, [count, 3, size, size]);
+        let embedded = model.embed(Tensor::from_data(images, &device));
+        let [_, dim] = embedded.dims();
+        let values: Vec<f32> = embedded.into_data_as::<f32>().iter().collect();
+        embeddings.extend(values.chunks_exact(dim).map(<[f32]>::to_vec));
+        labels.extend(batch.labels);
+    }
+    Ok((embeddings, labels))
+}

@@ -1,0 +1,208 @@
+//! The whole trainable model: encoder, adapter, match against the bins, regressor.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use numclip::bins::Bin;
+use serde::{Deserialize, Serialize};
+
+use super::ImageEncoder;
+use super::head::{Adapter, AdapterWeights, Expectation, Regressor, Ssr, cosine_logits};
+use crate::graph::{Activation, Conv, ConvNet, Op, Value};
+
+/// The trainable parts of NumCLIP; the bin embeddings stay outside, frozen.
+#[derive(Module, Debug)]
+pub struct NumClip {
+    encoder: ImageEncoder,
+    adapter: Option<Adapter>,
+    regressor: Regressor,
+    #[module(skip)]
+    logit_scale: f64,
+}
+
+/// What stands between the encoder and the number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HeadConfig {
+    /// Scale of the cosines ahead of the softmax over bins; CLIP's own is 100.
+    pub logit_scale: f64,
+    /// An adapter behind the encoder; none if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterConfig>,
+    /// How bin logits become a number.
+    pub regressor: RegressorConfig,
+}
+
+/// A bottleneck mixed into the image feature.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdapterConfig {
+    /// Divisor of the embedding width that gives the bottleneck's.
+    pub reduction: usize,
+    /// Share of the adapter in the mix, 0 to 1.
+    pub ratio: f64,
+}
+
+/// The regressors to choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RegressorConfig {
+    /// The mean of the bin centres.
+    Expectation,
+    /// Bin starts with learned shifts.
+    Ssr {
+        /// Reach of a shift, 0 to 1; 1 is the published form.
+        #[serde(default = "one")]
+        lambda: f64,
+    },
+}
+
+/// What a batch of N images gives over M bins.
+pub struct Output {
+    /// `[N, M]`: cosine times logit scale.
+    pub logits: Tensor<2>,
+    /// `[N]`: the regressed value, in the unit of the labels.
+    pub values: Tensor<1>,
+}
+
+impl Default for HeadConfig {
+    fn default() -> Self {
+        Self { logit_scale: 100.0, adapter: None, regressor: RegressorConfig::Ssr { lambda: one() } }
+    }
+}
+
+impl Default for AdapterConfig {
+    fn default() -> Self {
+        Self { reduction: 4, ratio: 0.8 }
+    }
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl HeadConfig {
+    /// The model around `encoder` for a task with these bins.
+    pub fn build(&self, encoder: ImageEncoder, bins: &[Bin], device: &Device) -> NumClip {
+        let dim = encoder.config().embedding;
+        let adapter = self.adapter.map(|adapter| Adapter::new(dim, adapter.reduction, adapter.ratio, device));
+        let regressor = match self.regressor {
+            RegressorConfig::Expectation => {
+                Regressor::Expectation(Expectation::new(bins.iter().map(Bin::center).collect()))
+            }
+            RegressorConfig::Ssr { lambda } => {
+                Regressor::Ssr(Ssr::new(bins.iter().map(|bin| bin.start).collect(), lambda, device))
+            }
+        };
+        NumClip { encoder, adapter, regressor, logit_scale: self.logit_scale }
+    }
+}
+
+impl NumClip {
+    /// The image features of a batch `[N, 3, H, W]`: `[N, D]`, not normalised.
+    pub fn embed(&self, images: Tensor<4>) -> Tensor<2> {
+        let embedding = self.encoder.forward(images);
+        match &self.adapter {
+            Some(adapter) => adapter.forward(embedding),
+            None => embedding,
+        }
+    }
+
+    /// Logits and values of a batch `[N, 3, H, W]` against `bins` (`[M, D]`, rows of unit norm).
+    pub fn forward(&self, images: Tensor<4>, bins: Tensor<2>) -> Output {
+        let logits = cosine_logits(self.embed(images), bins, self.logit_scale);
+        Output { values: self.regressor.forward(logits.clone()), logits }
+    }
+
+    /// Encoder and adapter in their evaluation form, for square images of `size`.
+    ///
+    /// The adapter's mix is scaled so that the original feature keeps its
+    /// weight: a factor on the whole embedding does not change a cosine.
+    pub fn fold(&self, size: usize) -> ConvNet {
+        let mut net = self.encoder.fold([size, size]);
+        if let Some(adapter) = &self.adapter {
+            fold_adapter(&mut net, &adapter.to_plain(), self.encoder.config().embedding);
+        }
+        net
+    }
+
+    /// The regressor as the runtime holds it.
+    pub fn plain_regressor(&self) -> numclip::estimate::Regressor {
+        match &self.regressor {
+            Regressor::Expectation(expectation) => {
+                numclip::estimate::Regressor::Expectation { values: expectation.to_plain() }
+            }
+            Regressor::Ssr(ssr) => {
+                let plain = ssr.to_plain();
+                numclip::estimate::Regressor::Ssr {
+                    starts: plain.starts,
+                    lambda: plain.lambda,
+                    hidden_weight: plain.hidden_weight,
+                    hidden_bias: plain.hidden_bias,
+                    shift_weight: plain.offset_weight,
+                    shift_bias: plain.offset_bias,
+                }
+            }
+        }
+    }
+}
+
+fn fold_adapter(net: &mut ConvNet, adapter: &AdapterWeights, dim: usize) {
+    let Some(last) = net.nodes.len().checked_sub(1) else { return };
+    let embedding = Value::Node(last);
+    let bottleneck = adapter.down.len() / dim;
+    let share = if adapter.ratio < 1.0 { adapter.ratio / (1.0 - adapter.ratio) } else { 1.0 };
+    let up: Vec<f32> = adapter.up.iter().map(|weight| weight * share).collect();
+    let down = linear(adapter.down.clone(), [bottleneck, dim]);
+    let down = net.push("adapter.down", Op::Conv(down), vec![embedding]);
+    let up = net.push("adapter.up", Op::Conv(linear(up, [dim, bottleneck])), vec![down]);
+    if adapter.ratio < 1.0 {
+        net.push("adapter.mix", Op::Add, vec![embedding, up]);
+    }
+}
+
+fn linear(weight: Vec<f32>, [outputs, inputs]: [usize; 2]) -> Conv {
+    Conv {
+        weight,
+        shape: [outputs, inputs, 1, 1],
+        bias: vec![0.0; outputs],
+        stride: [1, 1],
+        padding: [0; 4],
+        groups: 1,
+        activation: Activation::Relu,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Architecture, EncoderConfig, Norm, Padding};
+    use burn::tensor::TensorData;
+
+    fn encoder(device: &Device) -> ImageEncoder {
+        let config = EncoderConfig {
+            architecture: Architecture::MobileNetV2,
+            width: 0.25,
+            embedding: 16,
+            padding: Padding::default(),
+            norm: Norm::Folded,
+            branches: None,
+        };
+        config.init(3, device).unwrap()
+    }
+
+    #[test]
+    fn the_folded_adapter_points_the_same_way() {
+        let device = Device::flex();
+        let bins: Vec<Bin> =
+            (0..3).map(|i| Bin { label: i.to_string(), start: i as f32, end: i as f32 }).collect();
+        let image: Vec<f32> = (0..3 * 32 * 32).map(|i| (i as f32 * 0.37).sin()).collect();
+        for ratio in [0.2, 0.8, 1.0] {
+            let adapter = Some(AdapterConfig { reduction: 2, ratio });
+            let model = HeadConfig { adapter, ..HeadConfig::default() }.build(encoder(&device), &bins, &device);
+            let tensor = Tensor::from_data(TensorData::new(image.clone(), [1, 3, 32, 32]), &device);
+            let expected: Vec<f32> = model.embed(tensor).into_data_as::<f32>().iter().collect();
+            let folded = model.fold(32).forward(&image);
+            assert!(::numclip::verify::cosine(&expected, &folded) > 0.99999, "ratio {ratio}");
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! Convolution and normalisation kernels for training on a CPU, with their gradients.

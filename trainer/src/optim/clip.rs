@@ -1,0 +1,60 @@
+//! Gradient clipping by the global norm.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
+
+/// Added to the norm before dividing, as PyTorch's `clip_grad_norm_` does.
+const NORM_EPSILON: f64 = 1e-6;
+
+/// Scales all gradients of `module` so that their joint Euclidean norm is at most `max_norm`, and
+/// returns the norm they had before.
+///
+/// A norm that is infinite or NaN leaves the gradients as they are: skip the step or stop, and
+/// tell the user. The same gradients give the same norm whatever the number of threads.
+pub fn clip_gradients<M: Module>(
+    module: &M,
+    gradients: &mut GradientsParams,
+    max_norm: Option<f64>,
+) -> f64 {
+    let mut squares = Squares {
+        gradients,
+        sum: 0.0,
+    };
+    module.visit(&mut squares);
+    let norm = squares.sum.sqrt();
+    let factor = max_norm.map_or(1.0, |max| max / (norm + NORM_EPSILON));
+    if norm.is_finite() && factor < 1.0 {
+        module.visit(&mut Scale { gradients, factor });
+    }
+    norm
+}
+
+struct Squares<'a> {
+    gradients: &'a GradientsParams,
+    sum: f64,
+}
+
+impl ModuleVisitor for Squares<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.get::<D>(param.id) {
+            // Dimension by dimension: a plain sum over millions of values is split by thread.
+            let sum: f32 = gradient.square().sum_dim(0).sum().into_scalar();
+            self.sum += f64::from(sum);
+        }
+    }
+}
+
+struct Scale<'a> {
+    gradients: &'a mut GradientsParams,
+    factor: f64,
+}
+
+impl ModuleVisitor for Scale<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = self.gradients.remove::<D>(param.id) {
+            let scaled = gradient.mul_scalar(self.factor);
+            self.gradients.register(param.id, scaled);
+        }
+    }
+}

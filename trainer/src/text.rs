@@ -1,1 +1,0 @@
-//! The CLIP text side: tokens, prompts, transformer, bin embeddings.

@@ -1,0 +1,363 @@
+//! The embeddings of the bins: what the image side is trained against.
+
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::path::Path;
+
+use super::{Prompt, TextError, TextTower, weights};
+
+/// One unit-length embedding for each bin.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BinEmbeddings {
+    /// The bins' names, in order.
+    pub labels: Vec<String>,
+    /// Width D of an embedding.
+    pub dim: usize,
+    /// `[M, D]`, row-major, each row of length 1.
+    pub values: Vec<f32>,
+    /// Where they come from.
+    pub source: TextSource,
+}
+
+/// Where bin embeddings come from; every artefact made with them repeats it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum TextSource {
+    /// A text tower with random weights: distinct directions, no knowledge of language.
+    Random {
+        /// Seed of the weights.
+        seed: u64,
+        /// Width of the tower.
+        width: usize,
+        /// Number of blocks.
+        layers: usize,
+        /// Attention heads.
+        heads: usize,
+        /// Width of the embeddings.
+        embedding: usize,
+    },
+    /// A text tower with trained weights.
+    Weights {
+        /// Name of the file, without its folder.
+        file: String,
+        /// SHA-256 of the file, in hexadecimal.
+        sha256: String,
+    },
+    /// Embeddings computed elsewhere.
+    Embeddings {
+        /// Name of the file, without its folder.
+        file: String,
+        /// SHA-256 of the file, in hexadecimal.
+        sha256: String,
+        /// The model that made them, if the file says so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        model: Option<String>,
+    },
+}
+
+impl fmt::Display for TextSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Random {
+                seed,
+                width,
+                layers,
+                ..
+            } => write!(
+                f,
+                "random text tower (seed {seed}, width {width}, {layers} layers; knows no language)"
+            ),
+            Self::Weights { file, .. } => write!(f, "text tower of {file}"),
+            Self::Embeddings {
+                file,
+                model: Some(model),
+                ..
+            } => write!(f, "embeddings of {model} from {file}"),
+            Self::Embeddings { file, .. } => write!(f, "embeddings from {file}"),
+        }
+    }
+}
+
+impl BinEmbeddings {
+    /// Cosine similarity of two bins.
+    pub fn similarity(&self, one: usize, other: usize) -> f64 {
+        let row = |index: usize| &self.values[index * self.dim..(index + 1) * self.dim];
+        let products = row(one).iter().zip(row(other));
+        products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    }
+}
+
+/// What the text tower makes of each bin's prompt.
+///
+/// # Errors
+///
+/// A prompt that does not fit ([`Prompt::tokens`]), or a tower whose features are not finite.
+pub fn bin_embeddings(tower: &TextTower, prompt: &Prompt) -> Result<BinEmbeddings, TextError> {
+    let sequences = prompt.tokens(tower.config().context_length)?;
+    let ends: Vec<usize> = sequences.iter().map(|tokens| tokens.len() - 1).collect();
+    let dim = tower.config().embedding;
+    let features = match sequences.is_empty() {
+        true => Vec::new(),
+        false => {
+            let features = tower.features(tower.embed(&sequences), &ends);
+            features.into_data_as::<f32>().iter().collect()
+        }
+    };
+    Ok(BinEmbeddings {
+        labels: prompt.bins.clone(),
+        dim,
+        values: unit_rows(features, dim, &tower.source().to_string())?,
+        source: tower.source().clone(),
+    })
+}
+
+/// Reads embeddings that any text encoder made: a safetensors file with one `[M, D]` tensor
+/// `embeddings` (f16, bf16 or f32), M being the number of `labels`. Rows are normalised.
+///
+/// The file's metadata may hold `labels`, a JSON array that must equal `labels`, and `model`, the
+/// name of the encoder.
+///
+/// # Errors
+///
+/// A file that cannot be read, is no safetensors file, holds no such tensor or one for other
+/// bins; a row that is zero or not finite.
+pub fn load_bin_embeddings(path: &Path, labels: &[String]) -> Result<BinEmbeddings, TextError> {
+    let bytes = read(path)?;
+    let format_error = |source| TextError::Format {
+        path: path.into(),
+        source,
+    };
+    let file = SafeTensors::deserialize(&bytes).map_err(format_error)?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format_error)?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    if let Some(stored) = metadata.get("labels") {
+        compare_labels(path, stored, labels)?;
+    }
+    let view = file
+        .tensor("embeddings")
+        .map_err(|_| TextError::MissingTensors {
+            path: path.into(),
+            names: vec!["embeddings".into()],
+        })?;
+    let dim = view.shape().last().copied().unwrap_or(0).max(1);
+    let values = weights::read(path, "embeddings", &[labels.len(), dim], &view)?;
+    Ok(BinEmbeddings {
+        labels: labels.to_vec(),
+        dim,
+        values: unit_rows(values, dim, &path.display().to_string())?,
+        source: TextSource::Embeddings {
+            file: file_name(path),
+            sha256: sha256(&bytes),
+            model: metadata.get("model").cloned(),
+        },
+    })
+}
+
+/// How well the similarities follow the order of the bins, 0 to 1.
+///
+/// Every i < j < k asks two questions: is i closer to j than to k, and k closer to j than to i?
+/// The result is the share answered with yes (by cosine similarity; a tie is a no). Embeddings
+/// along a curve give 1, embeddings without order about a half; fewer than three bins give 1.
+pub fn ordinality(embeddings: &BinEmbeddings) -> f64 {
+    let count = embeddings.labels.len();
+    let (mut right, mut asked) = (0u32, 0u32);
+    for i in 0..count {
+        for j in i + 1..count {
+            for k in j + 1..count {
+                let ends = embeddings.similarity(i, k);
+                right += u32::from(embeddings.similarity(i, j) > ends);
+                right += u32::from(embeddings.similarity(j, k) > ends);
+                asked += 2;
+            }
+        }
+    }
+    if asked == 0 {
+        return 1.0;
+    }
+    f64::from(right) / f64::from(asked)
+}
+
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, TextError> {
+    std::fs::read(path).map_err(|source| TextError::Io {
+        path: path.into(),
+        source,
+    })
+}
+
+pub(super) fn file_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
+}
+
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn compare_labels(path: &Path, stored: &str, labels: &[String]) -> Result<(), TextError> {
+    let same = serde_json::from_str::<Vec<String>>(stored).is_ok_and(|stored| stored == labels);
+    match same {
+        true => Ok(()),
+        false => Err(TextError::OtherBins {
+            path: path.into(),
+            got: stored.into(),
+            expected: format!("{labels:?}"),
+        }),
+    }
+}
+
+/// Scales every row to length 1, in f64.
+fn unit_rows(mut values: Vec<f32>, dim: usize, origin: &str) -> Result<Vec<f32>, TextError> {
+    for (index, row) in values.chunks_mut(dim).enumerate() {
+        let squares = row.iter().map(|value| f64::from(*value).powi(2));
+        let length = squares.sum::<f64>().sqrt();
+        let problem = match length {
+            0.0 => Some("zero"),
+            length if !length.is_finite() => Some("not finite"),
+            _ => None,
+        };
+        if let Some(problem) = problem {
+            return Err(TextError::BadEmbedding {
+                origin: origin.into(),
+                index,
+                problem,
+            });
+        }
+        for value in row {
+            *value = (f64::from(*value) / length) as f32;
+        }
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::tensor::{Dtype, TensorView, serialize};
+    use std::collections::HashMap;
+    use std::path::PathBuf;
+
+    fn embeddings(rows: &[&[f32]]) -> BinEmbeddings {
+        let dim = rows[0].len();
+        BinEmbeddings {
+            labels: (0..rows.len()).map(|index| index.to_string()).collect(),
+            dim,
+            values: unit_rows(rows.concat(), dim, "test").expect("good rows"),
+            source: TextSource::Embeddings {
+                file: String::new(),
+                sha256: String::new(),
+                model: None,
+            },
+        }
+    }
+
+    #[test]
+    fn ordinality_counts_ordered_pairs() {
+        let arc = |degrees: &[f32]| {
+            let points = degrees
+                .iter()
+                .map(|d| [d.to_radians().cos(), d.to_radians().sin()]);
+            let points: Vec<[f32; 2]> = points.collect();
+            let rows: Vec<&[f32]> = points.iter().map(|point| &point[..]).collect();
+            ordinality(&embeddings(&rows))
+        };
+        assert_eq!(arc(&[0.0, 10.0, 30.0, 35.0, 80.0]), 1.0);
+        assert_eq!(arc(&[80.0, 35.0, 30.0, 10.0, 0.0]), 1.0);
+        // The middle bin lies outside, near the last: one of the two questions fails. Far out,
+        // both do.
+        assert_eq!(arc(&[0.0, 15.0, 10.0]), 0.5);
+        assert_eq!(arc(&[0.0, 30.0, 10.0]), 0.0);
+        // Of four bins with the last two swapped, 012 and 013 are in order; 023 and 123 fail one
+        // question each.
+        assert_eq!(arc(&[0.0, 10.0, 30.0, 25.0]), 0.75);
+        assert_eq!(arc(&[5.0, 5.0, 5.0]), 0.0);
+        assert_eq!(arc(&[0.0, 90.0]), 1.0);
+    }
+
+    #[test]
+    fn rows_leave_with_length_one() {
+        let bins = embeddings(&[&[3.0, 4.0], &[1e-30, 0.0], &[1e30, 1e30]]);
+        let half = std::f32::consts::FRAC_1_SQRT_2;
+        assert_eq!(bins.values, [0.6, 0.8, 1.0, 0.0, half, half]);
+        assert!((bins.similarity(0, 1) - 0.6).abs() < 1e-6);
+    }
+
+    /// Writes a file with one tensor and reads it as the embeddings of bins "a" and "b".
+    fn load(
+        name: &str,
+        shape: [usize; 2],
+        values: &[f32],
+        metadata: &[(&str, &str)],
+    ) -> Result<BinEmbeddings, TextError> {
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        let view = TensorView::new(Dtype::F32, shape.to_vec(), &bytes).expect("a view");
+        let pairs = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string()));
+        let metadata: HashMap<String, String> = pairs.collect();
+        let file = serialize([(name, view)], Some(metadata)).expect("a file");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("bins.safetensors");
+        std::fs::write(&path, file).expect("written");
+        load_bin_embeddings(&path, &["a".into(), "b".into()])
+    }
+
+    #[test]
+    fn loads_normalises_and_says_where_from() {
+        let metadata = [("labels", r#"["a", "b"]"#), ("model", "ViT-B-32")];
+        let bins = load("embeddings", [2, 2], &[3.0, 4.0, 0.0, -2.0], &metadata);
+        let bins = bins.expect("embeddings");
+        assert_eq!(
+            (bins.dim, &bins.labels[..]),
+            (2, &["a", "b"].map(String::from)[..])
+        );
+        assert_eq!(bins.values, [0.6, 0.8, 0.0, -1.0]);
+        let text = toml::to_string(&bins.source).expect("TOML");
+        assert!(
+            text.contains("kind = \"embeddings\"") && text.contains("ViT-B-32"),
+            "{text}"
+        );
+        assert_eq!(
+            toml::from_str::<TextSource>(&text).expect("TOML"),
+            bins.source
+        );
+        assert!(load("embeddings", [2, 1], &[3.0, 4.0], &[]).is_ok());
+    }
+
+    #[test]
+    fn bad_embedding_files_are_named() {
+        let check = |result: Result<BinEmbeddings, TextError>, expected: &str| {
+            let text = result.expect_err("an error").to_string();
+            assert!(text.contains(expected), "{text}");
+        };
+        check(
+            load("embedding", [2, 1], &[1.0, 1.0], &[]),
+            "missing embeddings",
+        );
+        let three = load("embeddings", [3, 1], &[1.0; 3], &[]);
+        check(three, "embeddings has shape [3, 1], expected [2, 1]");
+        let nan = load("embeddings", [2, 1], &[1.0, f32::NAN], &[]);
+        check(nan, "bin 1 is not finite");
+        check(
+            load("embeddings", [2, 1], &[0.0, 1.0], &[]),
+            "bin 0 is zero",
+        );
+        check(load("embeddings", [2, 0], &[], &[]), "expected [2, 1]");
+        let other = [("labels", r#"["b", "a"]"#)];
+        check(
+            load("embeddings", [2, 1], &[1.0, 1.0], &other),
+            r#"for ["b", "a"]"#,
+        );
+        let absent = PathBuf::from("absent.safetensors");
+        check(load_bin_embeddings(&absent, &[]), "absent.safetensors: ");
+    }
+
+    #[test]
+    fn sha256_of_the_standard_example() {
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(sha256(b"abc"), expected);
+    }
+}

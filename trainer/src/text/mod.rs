@@ -1,0 +1,136 @@
+//! The CLIP text side: tokens, prompts, transformer, bin embeddings.
+//!
+//! ```text
+//! Prompt → tokens → TextTower (embed → features) → BinEmbeddings [M, D], unit rows
+//! ```
+//!
+//! The tower is frozen and runs once per task; only the bin embeddings leave this module. Each
+//! says by its [`TextSource`] where it comes from, for a tower without weights knows no language.
+
+mod bins;
+mod prompt;
+mod tower;
+mod weights;
+
+pub use bins::{BinEmbeddings, TextSource, bin_embeddings, load_bin_embeddings, ordinality};
+pub use prompt::{Placement, Prompt};
+pub use tower::{Activation, TextConfig, TextTower};
+
+use safetensors::SafeTensorError;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// What went wrong on the text side.
+#[derive(Debug, Error)]
+pub enum TextError {
+    /// A size in the configuration does not work.
+    #[error("text tower: {0}")]
+    Config(String),
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is no safetensors file.
+    #[error("{}: not a readable safetensors file: {source}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The parser's reason.
+        source: SafeTensorError,
+    },
+    /// Tensors that the architecture needs are not in the file.
+    #[error("{}: missing {}", path.display(), list(names))]
+    MissingTensors {
+        /// The file.
+        path: PathBuf,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// The file holds tensors that are no part of a CLIP model.
+    #[error(
+        "{}: not part of a CLIP text tower: {}; pass the file of a CLIP model with OpenAI's names",
+        path.display(),
+        list(names)
+    )]
+    ExtraTensors {
+        /// The file.
+        path: PathBuf,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// A tensor has another shape than the rest of the file calls for.
+    #[error("{}: {name} has shape {got:?}, expected {expected:?}", path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        got: Vec<usize>,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// A tensor has a type other than f16, bf16 or f32.
+    #[error("{}: {name} is {got}, expected f16, bf16 or f32", path.display())]
+    TensorType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its type.
+        got: String,
+    },
+    /// A prompt has more tokens than the tower has positions.
+    #[error("the prompt for bin {bin:?} has {tokens} tokens, at most {limit} fit: shorten it")]
+    PromptTooLong {
+        /// The bin's name.
+        bin: String,
+        /// Tokens, start and end included.
+        tokens: usize,
+        /// Positions of the tower.
+        limit: usize,
+    },
+    /// Two bins cannot be told apart, or one says nothing.
+    #[error("bin {index} ({bin:?}) {problem}: every bin needs words of its own")]
+    BinName {
+        /// Position of the bin, from 0.
+        index: usize,
+        /// The bin's name.
+        bin: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The embedding file belongs to other bins.
+    #[error("{}: embeddings for {got}, the task has {expected}", path.display())]
+    OtherBins {
+        /// The file.
+        path: PathBuf,
+        /// The bins of the file.
+        got: String,
+        /// The bins of the task.
+        expected: String,
+    },
+    /// An embedding is infinite, NaN or zero.
+    #[error("{origin}: the embedding of bin {index} is {problem}")]
+    BadEmbedding {
+        /// Where it comes from.
+        origin: String,
+        /// Position of the bin, from 0.
+        index: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+/// The first few names, and how many more.
+fn list(names: &[String]) -> String {
+    let shown = names[..names.len().min(4)].join(", ");
+    match names.len() {
+        0..=4 => shown,
+        count => format!("{shown} and {} more", count - 4),
+    }
+}
