@@ -15,7 +15,7 @@ pub use manifest::{
     BinsSection, EncoderFile, EncoderFormat, Manifest, ModelSection, Precision, Provenance, Report,
     SCHEMA, TaskSection,
 };
-pub use open::{Bundle, BundleError, BundleErrorKind};
+pub use open::{Bundle, BundleError, BundleErrorKind, FileCheck, check_files};
 pub use write::{Contents, write};
 
 /// Name of the manifest.

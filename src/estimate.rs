@@ -171,8 +171,9 @@ impl Regressor {
             } => {
                 let hidden = affine(hidden_weight, hidden_bias, logits, |x| x.max(0.0));
                 let shifts = affine(shift_weight, shift_bias, &hidden, f32::tanh);
-                let shifted =
-                    |(start, shift): (&f32, &f32)| start / (1.0 + lambda * shift).max(SSR_MIN_DENOMINATOR);
+                let shifted = |(start, shift): (&f32, &f32)| {
+                    start / (1.0 + lambda * shift).max(SSR_MIN_DENOMINATOR)
+                };
                 let anchors: Vec<f32> = starts.iter().zip(&shifts).map(shifted).collect();
                 dot(probabilities, &anchors)
             }

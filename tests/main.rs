@@ -1,3 +1,7 @@
 //! Everything that is tested from outside: one binary, so that it links once.
 
+mod bundle;
+mod cli;
+mod common;
 mod decode;
+mod golden;

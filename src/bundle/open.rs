@@ -56,6 +56,33 @@ pub enum BundleErrorKind {
     Invalid(String),
 }
 
+/// One file of a bundle held against its checksum.
+#[derive(Debug)]
+pub struct FileCheck {
+    /// Name within the bundle.
+    pub name: String,
+    /// What is the matter with it, if anything.
+    pub fault: Option<BundleError>,
+}
+
+/// Holds every file of the bundle in `directory` against the checksum that
+/// its manifest states. Unlike [`Bundle::open`] it goes on after a fault and
+/// asks nothing else of the files.
+///
+/// # Errors
+/// [`BundleError`] when the manifest itself cannot be used.
+pub fn check_files(directory: &Path) -> Result<Vec<FileCheck>, BundleError> {
+    let manifest = parse(&read(directory, MANIFEST)?)?;
+    check_manifest(&manifest)?;
+    let names = manifest.files.keys();
+    Ok(names
+        .map(|name| FileCheck {
+            name: name.clone(),
+            fault: read_checked(directory, &manifest, name).err(),
+        })
+        .collect())
+}
+
 impl Bundle {
     /// Opens the bundle in `directory` and checks all of it.
     ///

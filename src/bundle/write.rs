@@ -58,7 +58,10 @@ fn files(
     let golden = contents.golden.to_bytes();
     let golden = golden.map_err(|error| BundleError::file(GOLDEN, error.to_string()))?;
     files.insert(GOLDEN.into(), golden);
-    manifest.files = files.iter().map(|(name, bytes)| (name.clone(), digest(bytes))).collect();
+    manifest.files = files
+        .iter()
+        .map(|(name, bytes)| (name.clone(), digest(bytes)))
+        .collect();
     let text = toml::to_string(&manifest);
     let text = text.map_err(|error| BundleError::file(MANIFEST, error.to_string()))?;
     files.insert(MANIFEST.into(), text.into_bytes());

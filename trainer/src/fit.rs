@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use numclip::metrics::Metrics;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::Config;

@@ -1,1 +1,102 @@
-fn main() {}
+//! `numclip` on the command line. One file per subcommand; data goes to
+//! stdout, everything else to stderr.
+
+mod annotate;
+mod canvas;
+mod exit;
+mod inputs;
+mod inspect;
+mod labels;
+mod predict;
+mod record;
+mod table;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use numclip::encode::Engine;
+
+/// Estimates an ordinal quantity (an age, a grade, a gauge reading) from
+/// pictures, with a model bundle made by `trainer`.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true, after_help = EXIT_CODES)]
+struct Cli {
+    /// Say more on stderr: model, engine, time per stage.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// When to use colours.
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    color: Color,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Predict(predict::Args),
+    Inspect(inspect::Args),
+    Verify(verify::Args),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+/// An engine by name, or the best of this build.
+#[derive(Clone, Copy)]
+struct EngineChoice(Option<Engine>);
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done
+  1  failed while running; in a batch, some pictures failed
+  2  wrong usage
+  3  the model bundle cannot be used
+  4  nothing readable among the inputs";
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    cli.color.apply();
+    match run(cli) {
+        Ok(exit) => exit.into(),
+        Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            exit::report(&error);
+            exit::of(&error).into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<exit::Exit> {
+    match cli.command {
+        Command::Predict(args) => predict::run(&args, cli.verbose),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
+    }
+}
+
+impl Color {
+    fn apply(self) {
+        match self {
+            Self::Auto => anstream::ColorChoice::Auto,
+            Self::Always => anstream::ColorChoice::Always,
+            Self::Never => anstream::ColorChoice::Never,
+        }
+        .write_global();
+    }
+}
+
+impl std::str::FromStr for EngineChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(Self(None)),
+            name => name.parse().map(|engine| Self(Some(engine))),
+        }
+    }
+}

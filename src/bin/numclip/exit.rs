@@ -1,0 +1,77 @@
+//! Exit codes, and how errors are told.
+
+use std::io;
+use std::process::ExitCode;
+
+use anyhow::Error;
+use numclip::bundle::BundleError;
+use numclip::encode::EncodeError;
+use numclip::verify::ReplayError;
+
+use crate::inputs::InputError;
+use crate::labels::LabelsError;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All done.
+    Done = 0,
+    /// Failed while running, or part of a batch failed.
+    Failed = 1,
+    /// Flags that contradict each other or the machine.
+    Usage = 2,
+    /// The bundle cannot be used.
+    Bundle = 3,
+    /// Nothing readable among the inputs.
+    Input = 4,
+}
+
+/// Flags that only prove wrong once files have been looked at.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// The exit code that `error` stands for.
+pub fn of(error: &Error) -> Exit {
+    if error.is::<UsageError>() {
+        Exit::Usage
+    } else if error.is::<InputError>() || error.is::<LabelsError>() {
+        Exit::Input
+    } else if error.is::<BundleError>()
+        || error.downcast_ref().is_some_and(is_fault_of_bundle)
+        || error.downcast_ref().is_some_and(is_fault_of_golden)
+    {
+        Exit::Bundle
+    } else {
+        Exit::Failed
+    }
+}
+
+/// Prints `error` with its causes on one line of stderr.
+pub fn report(error: &Error) {
+    anstream::eprintln!("\x1b[1;31merror:\x1b[0m {error:#}");
+}
+
+/// Whether the reader of stdout has gone, as `head` does.
+pub fn is_broken_pipe(error: &Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+fn is_fault_of_bundle(error: &EncodeError) -> bool {
+    !matches!(error, EncodeError::Run { .. })
+}
+
+fn is_fault_of_golden(error: &ReplayError) -> bool {
+    match error {
+        ReplayError::Frame { .. } => true,
+        ReplayError::Encode(error) => is_fault_of_bundle(error),
+    }
+}
