@@ -6,6 +6,9 @@
 mod figures;
 mod page;
 mod plot;
+mod run;
+
+pub use run::{Measured, measure_best, of_run, points};
 
 use std::{
     fs::{self, File},
