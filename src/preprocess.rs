@@ -273,50 +273,19 @@ impl Preprocessor {
         let first = top.floor();
         let rows = (top + crop_height).ceil().min(f64::from(frame.height())) - first;
         let (width, height) = (placement.x.drawn(), placement.y.drawn());
-        let algorithm = plan.filter.algorithm();
-        self.resample(
-            algorithm,
+        resample(
+            &mut self.resizer,
+            plan.filter,
             (frame.width(), frame.height(), frame.pixels()),
             [left, first, crop_width, rows],
-            (width, rows as u32),
+            (width, rows as u32, &mut self.stretched),
         );
-        std::mem::swap(&mut self.resized, &mut self.stretched);
-        let stretched = std::mem::take(&mut self.stretched);
-        self.resample(
-            algorithm,
-            (width, rows as u32, &stretched),
+        resample(
+            &mut self.resizer,
+            plan.filter,
+            (width, rows as u32, &self.stretched),
             [0.0, top - first, f64::from(width), crop_height],
-            (width, height),
-        );
-        self.stretched = stretched;
-    }
-
-    /// Resamples the part `[left, top, width, height]` of `source` (width,
-    /// height, RGB pixels) into `resized`, which becomes `target` in size.
-    fn resample(
-        &mut self,
-        algorithm: fir::ResizeAlg,
-        (source_width, source_height, pixels): (u32, u32, &[u8]),
-        [left, top, crop_width, crop_height]: [f64; 4],
-        (width, height): (u32, u32),
-    ) {
-        self.resized.resize(width as usize * height as usize * 3, 0);
-        let rgb = fir::PixelType::U8x3;
-        let source = ImageRef::new(source_width, source_height, pixels, rgb);
-        let target = Image::from_slice_u8(width, height, &mut self.resized, rgb);
-        let (Ok(source), Ok(mut target)) = (source, target) else {
-            unreachable!("a frame has the bytes of its size, and so has the buffer");
-        };
-        let options = fir::ResizeOptions::new().resize_alg(algorithm).crop(
-            left,
-            top,
-            crop_width,
-            crop_height,
-        );
-        let resized = self.resizer.resize(&source, &mut target, &options);
-        debug_assert!(
-            resized.is_ok(),
-            "the crop lies within the frame: {resized:?}"
+            (width, height, &mut self.resized),
         );
     }
 
@@ -346,6 +315,32 @@ impl Preprocessor {
         thread_local!(static PREPROCESSOR: RefCell<Preprocessor> = RefCell::default());
         PREPROCESSOR.with_borrow_mut(work)
     }
+}
+
+/// Resamples the part `[left, top, width, height]` of `source` to `target`
+/// (each width, height, RGB pixels).
+fn resample(
+    resizer: &mut fir::Resizer,
+    filter: Filter,
+    (source_width, source_height, source): (u32, u32, &[u8]),
+    [left, top, crop_width, crop_height]: [f64; 4],
+    (width, height, target): (u32, u32, &mut Vec<u8>),
+) {
+    target.resize(width as usize * height as usize * 3, 0);
+    let rgb = fir::PixelType::U8x3;
+    let source = ImageRef::new(source_width, source_height, source, rgb);
+    let target = Image::from_slice_u8(width, height, target, rgb);
+    let (Ok(source), Ok(mut target)) = (source, target) else {
+        unreachable!("a frame has the bytes of its size, and so has the buffer");
+    };
+    let options = fir::ResizeOptions::new()
+        .resize_alg(filter.algorithm())
+        .crop(left, top, crop_width, crop_height);
+    let resized = resizer.resize(&source, &mut target, &options);
+    debug_assert!(
+        resized.is_ok(),
+        "the crop lies within the source: {resized:?}"
+    );
 }
 
 /// Where a frame goes, per axis.
