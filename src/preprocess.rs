@@ -249,6 +249,7 @@ impl Filter {
 #[derive(Default)]
 pub struct Preprocessor {
     resizer: fir::Resizer,
+    stretched: Vec<u8>,
     resized: Vec<u8>,
     fitted: Vec<u8>,
 }
@@ -263,28 +264,28 @@ impl Preprocessor {
         &self.fitted
     }
 
+    /// Rows are resampled first, columns then, with 8 bits between the two:
+    /// the order in which PIL works. The other one clips overshoots elsewhere,
+    /// which shows where contrast is high.
     fn resize(&mut self, plan: &Plan, frame: &Frame, placement: &Placement) {
-        let (width, height) = (placement.x.drawn(), placement.y.drawn());
-        self.resized.resize(width as usize * height as usize * 3, 0);
-        let source = ImageRef::new(
-            frame.width(),
-            frame.height(),
-            frame.pixels(),
-            fir::PixelType::U8x3,
-        );
-        let target = Image::from_slice_u8(width, height, &mut self.resized, fir::PixelType::U8x3);
-        let (Ok(source), Ok(mut target)) = (source, target) else {
-            unreachable!("a frame has the bytes of its size, and so has the buffer");
-        };
         let (left, crop_width) = placement.x.source_range();
         let (top, crop_height) = placement.y.source_range();
-        let options = fir::ResizeOptions::new()
-            .resize_alg(plan.filter.algorithm())
-            .crop(left, top, crop_width, crop_height);
-        let resized = self.resizer.resize(&source, &mut target, &options);
-        debug_assert!(
-            resized.is_ok(),
-            "the crop lies within the frame: {resized:?}"
+        let first = top.floor();
+        let rows = (top + crop_height).ceil().min(f64::from(frame.height())) - first;
+        let (width, height) = (placement.x.drawn(), placement.y.drawn());
+        resample(
+            &mut self.resizer,
+            plan.filter,
+            (frame.width(), frame.height(), frame.pixels()),
+            [left, first, crop_width, rows],
+            (width, rows as u32, &mut self.stretched),
+        );
+        resample(
+            &mut self.resizer,
+            plan.filter,
+            (width, rows as u32, &self.stretched),
+            [0.0, top - first, f64::from(width), crop_height],
+            (width, height, &mut self.resized),
         );
     }
 
@@ -314,6 +315,32 @@ impl Preprocessor {
         thread_local!(static PREPROCESSOR: RefCell<Preprocessor> = RefCell::default());
         PREPROCESSOR.with_borrow_mut(work)
     }
+}
+
+/// Resamples the part `[left, top, width, height]` of `source` to `target`
+/// (each width, height, RGB pixels).
+fn resample(
+    resizer: &mut fir::Resizer,
+    filter: Filter,
+    (source_width, source_height, source): (u32, u32, &[u8]),
+    [left, top, crop_width, crop_height]: [f64; 4],
+    (width, height, target): (u32, u32, &mut Vec<u8>),
+) {
+    target.resize(width as usize * height as usize * 3, 0);
+    let rgb = fir::PixelType::U8x3;
+    let source = ImageRef::new(source_width, source_height, source, rgb);
+    let target = Image::from_slice_u8(width, height, target, rgb);
+    let (Ok(source), Ok(mut target)) = (source, target) else {
+        unreachable!("a frame has the bytes of its size, and so has the buffer");
+    };
+    let options = fir::ResizeOptions::new()
+        .resize_alg(filter.algorithm())
+        .crop(left, top, crop_width, crop_height);
+    let resized = resizer.resize(&source, &mut target, &options);
+    debug_assert!(
+        resized.is_ok(),
+        "the crop lies within the source: {resized:?}"
+    );
 }
 
 /// Where a frame goes, per axis.
@@ -432,17 +459,16 @@ mod tests {
         let shortest = frame.width().min(frame.height());
         let width = (u64::from(frame.width()) * u64::from(to) / u64::from(shortest)) as u32;
         let height = (u64::from(frame.height()) * u64::from(to) / u64::from(shortest)) as u32;
-        let source = ImageRef::new(
-            frame.width(),
-            frame.height(),
-            frame.pixels(),
-            fir::PixelType::U8x3,
-        )
-        .unwrap();
-        let mut target = Image::new(width, height, fir::PixelType::U8x3);
+        let rgb = fir::PixelType::U8x3;
         let options = fir::ResizeOptions::new().resize_alg(Filter::Bicubic.algorithm());
+        let source = ImageRef::new(frame.width(), frame.height(), frame.pixels(), rgb).unwrap();
+        let mut wide = Image::new(width, frame.height(), rgb);
+        let mut target = Image::new(width, height, rgb);
         fir::Resizer::new()
-            .resize(&source, &mut target, &options)
+            .resize(&source, &mut wide, &options)
+            .unwrap();
+        fir::Resizer::new()
+            .resize(&wide, &mut target, &options)
             .unwrap();
         let round = |surplus: u32| (f64::from(surplus) / 2.0).round_ties_even() as u32;
         let (left, top) = (round(width - size), round(height - size));
