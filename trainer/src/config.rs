@@ -14,8 +14,8 @@ use thiserror::Error;
 use crate::data::{Augment, Columns, Sampling, SplitPlan, Weighting};
 use crate::model::numclip::HeadConfig;
 use crate::model::{Architecture, EncoderConfig, Norm, Padding};
-use crate::quantize::calibrate::RangeMethod;
 use crate::optim::{OptimConfig, OptimError, Schedule};
+use crate::quantize::calibrate::RangeMethod;
 use crate::text::{Placement, TextConfig};
 
 /// Everything a run depends on.
@@ -263,7 +263,10 @@ impl Config {
             config.resolve(path.parent().unwrap_or(Path::new("")))?;
             Ok(config)
         };
-        parse().map_err(|kind| ConfigError { path: path.into(), kind })
+        parse().map_err(|kind| ConfigError {
+            path: path.into(),
+            kind,
+        })
     }
 
     /// The encoder, for embeddings of width `dim`.
@@ -283,13 +286,19 @@ impl Config {
     pub fn thresholds(&self) -> Vec<f32> {
         let [low, high] = self.task.range;
         match self.task.thresholds.is_empty() {
-            true => [0.01, 0.02, 0.05, 0.1].map(|share| share * (high - low)).to_vec(),
+            true => [0.01, 0.02, 0.05, 0.1]
+                .map(|share| share * (high - low))
+                .to_vec(),
             false => self.task.thresholds.clone(),
         }
     }
 
     fn resolve(&mut self, folder: &Path) -> std::io::Result<()> {
-        let paths = [&mut self.text.weights, &mut self.text.embeddings, &mut self.model.init];
+        let paths = [
+            &mut self.text.weights,
+            &mut self.text.embeddings,
+            &mut self.model.init,
+        ];
         for path in paths.into_iter().flatten().chain([&mut self.data.table]) {
             *path = std::path::absolute(folder.join(&path))?;
         }
@@ -304,10 +313,30 @@ impl Config {
         let name = &self.task.name;
         let scale = self.model.head.logit_scale;
         let text = &self.text;
-        require(!name.is_empty() && name.chars().all(plain), "task.name", "letters, digits, '-', '_' and '.'", name)?;
-        require(low.is_finite() && high.is_finite() && low < high, "task.range", "two finite numbers, ascending", &self.task.range)?;
-        require(scale.is_finite() && scale > 0.0, "model.head.logit_scale", "a positive number", &scale)?;
-        require(text.weights.is_none() || text.embeddings.is_none(), "text", "weights or embeddings", &"both")?;
+        require(
+            !name.is_empty() && name.chars().all(plain),
+            "task.name",
+            "letters, digits, '-', '_' and '.'",
+            name,
+        )?;
+        require(
+            low.is_finite() && high.is_finite() && low < high,
+            "task.range",
+            "two finite numbers, ascending",
+            &self.task.range,
+        )?;
+        require(
+            scale.is_finite() && scale > 0.0,
+            "model.head.logit_scale",
+            "a positive number",
+            &scale,
+        )?;
+        require(
+            text.weights.is_none() || text.embeddings.is_none(),
+            "text",
+            "weights or embeddings",
+            &"both",
+        )?;
         self.train.schedule.validate()?;
         self.check_train()
     }
@@ -315,16 +344,63 @@ impl Config {
     fn check_train(&self) -> Result<(), ConfigErrorKind> {
         let (train, loss) = (&self.train, &self.train.loss);
         let share = |value: f64| (0.0..1.0).contains(&value);
-        require((1..=100_000).contains(&train.epochs), "train.epochs", "1 to 100000", &train.epochs)?;
-        require((1..=4096).contains(&train.batch_size), "train.batch_size", "1 to 4096", &train.batch_size)?;
-        require(train.checkpoint_steps > 0, "train.checkpoint_steps", "1 or more", &train.checkpoint_steps)?;
-        require(train.ema.is_none_or(share), "train.ema", "0 to below 1", &train.ema)?;
-        require(train.clip_norm.is_none_or(|norm| norm > 0.0), "train.clip_norm", "a positive number", &train.clip_norm)?;
-        let weights = [loss.image_to_text, loss.text_to_image, loss.cross_entropy, loss.kl, loss.value];
-        let usable = weights.iter().all(|w| w.is_finite() && *w >= 0.0) && weights.iter().sum::<f64>() > 0.0;
-        require(usable, "train.loss", "weights of 0 or more, not all 0", loss)?;
-        require((0.5..1.0).contains(&self.export.coverage), "export.coverage", "0.5 to below 1", &self.export.coverage)?;
-        require(self.export.calibration_images > 0, "export.calibration_images", "1 or more", &0)
+        require(
+            (1..=100_000).contains(&train.epochs),
+            "train.epochs",
+            "1 to 100000",
+            &train.epochs,
+        )?;
+        require(
+            (1..=4096).contains(&train.batch_size),
+            "train.batch_size",
+            "1 to 4096",
+            &train.batch_size,
+        )?;
+        require(
+            train.checkpoint_steps > 0,
+            "train.checkpoint_steps",
+            "1 or more",
+            &train.checkpoint_steps,
+        )?;
+        require(
+            train.ema.is_none_or(share),
+            "train.ema",
+            "0 to below 1",
+            &train.ema,
+        )?;
+        require(
+            train.clip_norm.is_none_or(|norm| norm > 0.0),
+            "train.clip_norm",
+            "a positive number",
+            &train.clip_norm,
+        )?;
+        let weights = [
+            loss.image_to_text,
+            loss.text_to_image,
+            loss.cross_entropy,
+            loss.kl,
+            loss.value,
+        ];
+        let usable =
+            weights.iter().all(|w| w.is_finite() && *w >= 0.0) && weights.iter().sum::<f64>() > 0.0;
+        require(
+            usable,
+            "train.loss",
+            "weights of 0 or more, not all 0",
+            loss,
+        )?;
+        require(
+            (0.5..1.0).contains(&self.export.coverage),
+            "export.coverage",
+            "0.5 to below 1",
+            &self.export.coverage,
+        )?;
+        require(
+            self.export.calibration_images > 0,
+            "export.calibration_images",
+            "1 or more",
+            &0,
+        )
     }
 }
 
@@ -336,7 +412,11 @@ fn require(
 ) -> Result<(), ConfigErrorKind> {
     match fits {
         true => Ok(()),
-        false => Err(ConfigErrorKind::Value { field, expected: expected.into(), got: format!("{got:?}") }),
+        false => Err(ConfigErrorKind::Value {
+            field,
+            expected: expected.into(),
+            got: format!("{got:?}"),
+        }),
     }
 }
 
@@ -344,7 +424,12 @@ fn require(
 /// multiples of 1/128, which int8 represents exactly.
 fn default_plan() -> Plan {
     let half = 128.0 / 255.0;
-    Plan { resize: Resize::ShorterSide { to: Some(176) }, mean: [half; 3], std: [half; 3], ..Plan::clip(160) }
+    Plan {
+        resize: Resize::ShorterSide { to: Some(176) },
+        mean: [half; 3],
+        std: [half; 3],
+        ..Plan::clip(160)
+    }
 }
 
 fn first_version() -> String {
@@ -388,7 +473,13 @@ impl Default for Train {
 
 impl Default for LossWeights {
     fn default() -> Self {
-        Self { image_to_text: 1.0, text_to_image: 1.0, cross_entropy: 0.0, kl: 0.0, value: 1.0 }
+        Self {
+            image_to_text: 1.0,
+            text_to_image: 1.0,
+            cross_entropy: 0.0,
+            kl: 0.0,
+            value: 1.0,
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use burn::module::Module as _;
 use burn::tensor::Device;
 use numclip::bundle::{
-    self, BinsSection, Bundle, BundleError, Contents, EncoderFile, EncoderFormat, Manifest, ModelSection, Precision,
-    Provenance, Report, SCHEMA, TaskSection,
+    self, BinsSection, Bundle, BundleError, Contents, EncoderFile, EncoderFormat, Manifest,
+    ModelSection, Precision, Provenance, Report, SCHEMA, TaskSection,
 };
 use numclip::encode::EncodeError;
 use numclip::estimate::{Calibration, Estimator};
@@ -27,12 +27,12 @@ use thiserror::Error;
 
 use crate::config::Config;
 use crate::fit::{FitError, Prepared, Run, Weights, embed_all, loader, prepare, untrained};
-use crate::report::{Measured, NamedMetrics, points};
 use crate::graph::ConvNet;
 use crate::model::numclip::NumClip;
 use crate::quantize::affine::Affine;
 use crate::quantize::calibrate::calibrate;
 use crate::quantize::{int8, onnx};
+use crate::report::{Measured, NamedMetrics, points};
 use measure::{Encoded, calibrate_interval};
 
 /// What an export is asked.
@@ -69,7 +69,9 @@ pub enum ExportError {
     #[error(transparent)]
     Run(#[from] FitError),
     /// The data set is not the one the run was trained on.
-    #[error("the data set has digest {got}, the run was trained on {expected}; restore the data, or train again")]
+    #[error(
+        "the data set has digest {got}, the run was trained on {expected}; restore the data, or train again"
+    )]
     Data {
         /// Digest of the run.
         expected: String,
@@ -89,7 +91,10 @@ pub enum ExportError {
     #[error(transparent)]
     Replay(#[from] ReplayError),
     /// The exported float network is not the trained one.
-    #[error("the exported network differs from the trained one: cosine {cosine} on image {image}, expected at least {}; please report this", MIN_COSINE)]
+    #[error(
+        "the exported network differs from the trained one: cosine {cosine} on image {image}, expected at least {}; please report this",
+        MIN_COSINE
+    )]
     Fold {
         /// The image.
         image: PathBuf,
@@ -123,11 +128,22 @@ pub fn export(options: &Options<'_>) -> Result<Exported, ExportError> {
     let device = Device::flex();
     let prepared = prepare(&config, &device)?;
     if prepared.digest != recorded.data_digest {
-        return Err(ExportError::Data { expected: recorded.data_digest, got: prepared.digest });
+        return Err(ExportError::Data {
+            expected: recorded.data_digest,
+            got: prepared.digest,
+        });
     }
-    let model = run.load(untrained(&config, &prepared, &device)?, Weights::Best)?.valid();
+    let model = run
+        .load(untrained(&config, &prepared, &device)?, Weights::Best)?
+        .valid();
     let net = model.fold(config.preprocess.size as usize);
-    let export = Export { config: &config, prepared: &prepared, model: &model, net: &net, options };
+    let export = Export {
+        config: &config,
+        prepared: &prepared,
+        model: &model,
+        net: &net,
+        options,
+    };
     export.run()
 }
 
@@ -155,11 +171,21 @@ impl Export<'_> {
             Precision::Int8 => (int8_bytes, &int8),
         };
         let estimator = self.prepared.estimator(self.config, self.model, None)?;
-        let interval = calibrate_interval(&self.config.bin, &estimator, &chosen.val, self.config.export.coverage);
+        let interval = calibrate_interval(
+            &self.config.bin,
+            &estimator,
+            &chosen.val,
+            self.config.export.coverage,
+        );
         let estimator = self.prepared.estimator(self.config, self.model, interval)?;
         let mut reports = Vec::new();
         for (precision, encoded) in [(Precision::F32, &float), (Precision::Int8, &int8)] {
-            reports.extend(encoded.reports(precision, &self.config.bin, &estimator, &self.config.thresholds()));
+            reports.extend(encoded.reports(
+                precision,
+                &self.config.bin,
+                &estimator,
+                &self.config.thresholds(),
+            ));
         }
         stage("writing the bundle and reading it back");
         let exported = Exported {
@@ -185,13 +211,21 @@ impl Export<'_> {
 
     /// The float network must give the embeddings of the trained model.
     fn check_fold(&self, float: &Encoded) -> Result<(), ExportError> {
-        let indices: Vec<usize> = float.val.indices.iter().take(self.config.train.batch_size).copied().collect();
+        let indices: Vec<usize> = float
+            .val
+            .indices
+            .iter()
+            .take(self.config.train.batch_size)
+            .copied()
+            .collect();
         let loader = loader(self.config, self.prepared, &indices, None)?;
         let trained = embed_all(self.config, self.model, &loader)?;
         for (position, embedding) in trained.embeddings.iter().enumerate() {
             let cosine = numclip::verify::cosine(embedding, &float.val.embeddings[position]);
             if cosine < MIN_COSINE {
-                let image = self.prepared.dataset.samples()[indices[position]].path.clone();
+                let image = self.prepared.dataset.samples()[indices[position]]
+                    .path
+                    .clone();
                 return Err(ExportError::Fold { image, cosine });
             }
         }
@@ -206,13 +240,22 @@ impl Export<'_> {
         let images = measure::tensors(self.config, self.prepared, &indices)?;
         let taps = calibrate(self.net, &images, export.range)
             .map_err(|error| ExportError::Calibrate(format!("{error:#}")))?;
-        Ok(int8::int8(self.net, Affine::of_input(&self.config.preprocess), &taps, export.bias_correction))
+        Ok(int8::int8(
+            self.net,
+            Affine::of_input(&self.config.preprocess),
+            &taps,
+            export.bias_correction,
+        ))
     }
 
     fn measured(&self, chosen: &Encoded, estimator: &Estimator, reports: &[Report]) -> Measured {
         let precision = |precision: Precision| format!("{precision:?}").to_lowercase();
         let (split, embedded) = chosen.most_telling();
-        let estimates: Vec<_> = embedded.embeddings.iter().map(|e| estimator.estimate(e)).collect();
+        let estimates: Vec<_> = embedded
+            .embeddings
+            .iter()
+            .map(|e| estimator.estimate(e))
+            .collect();
         let named = |report: &Report| NamedMetrics {
             name: format!("{}, {}", report.split, precision(report.precision)),
             metrics: report.metrics.clone(),
@@ -229,7 +272,10 @@ impl Export<'_> {
         Manifest {
             schema: SCHEMA,
             logit_scale: config.model.head.logit_scale as f32,
-            model: ModelSection { name: config.task.name.clone(), version: config.task.version.clone() },
+            model: ModelSection {
+                name: config.task.name.clone(),
+                version: config.task.version.clone(),
+            },
             task: TaskSection {
                 name: config.task.name.clone(),
                 unit: config.task.unit.clone(),
@@ -243,7 +289,10 @@ impl Export<'_> {
                 format: EncoderFormat::Onnx,
                 precision: self.options.precision,
             }],
-            bins: BinsSection { dim: prepared.embeddings.dim, bin: config.bin.clone() },
+            bins: BinsSection {
+                dim: prepared.embeddings.dim,
+                bin: config.bin.clone(),
+            },
             report,
             provenance: provenance(config, prepared),
             files: BTreeMap::new(),
@@ -258,9 +307,11 @@ impl Export<'_> {
             let pipeline = Pipeline::new(Bundle::open(folder)?, None)?;
             match replay(&pipeline)?.into_iter().find(|replay| !replay.passed) {
                 None => Ok(()),
-                Some(replay) => {
-                    Err(ExportError::Parity { path: out.into(), case: replay.case, cosine: replay.cosine })
-                }
+                Some(replay) => Err(ExportError::Parity {
+                    path: out.into(),
+                    case: replay.case,
+                    cosine: replay.cosine,
+                }),
             }
         };
         bundle::write(out, manifest.clone(), contents, check)
@@ -287,6 +338,12 @@ fn provenance(config: &Config, prepared: &Prepared) -> Provenance {
 
 fn architecture(config: &Config) -> String {
     let name = serde_json::to_value(config.model.architecture).ok();
-    let name = name.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default();
-    format!("{name}, width {}, {} px", config.model.width, config.preprocess.size)
+    let name = name
+        .as_ref()
+        .and_then(serde_json::Value::as_str)
+        .unwrap_or_default();
+    format!(
+        "{name}, width {}, {} px",
+        config.model.width, config.preprocess.size
+    )
 }

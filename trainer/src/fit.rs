@@ -16,13 +16,13 @@ use numclip::metrics::Metrics;
 use thiserror::Error;
 
 use crate::config::Config;
-use crate::data::{Augment, Batch, DataError, Loader, LoaderConfig};
 use crate::data::loader::{LoadError, Unreadable};
+use crate::data::{Augment, Batch, DataError, Loader, LoaderConfig};
 use crate::model::numclip::NumClip;
 use crate::model::weights::WeightsError;
 use crate::optim::{Ema, GroupedOptimizer, OptimError, clip_gradients};
 use crate::text::TextError;
-use checkpoint::{Counters, Sums};
+use checkpoint::Counters;
 use objective::Objective;
 use progress::Progress;
 
@@ -93,7 +93,9 @@ pub enum FitError {
     #[error("{} holds no run; start it without --resume", .0.display())]
     NothingToResume(PathBuf),
     /// The task file or the data changed since the run began.
-    #[error("{what} changed since this run began; restore it, or start a new run in another folder")]
+    #[error(
+        "{what} changed since this run began; restore it, or start a new run in another folder"
+    )]
     Changed {
         /// What changed.
         what: String,
@@ -145,7 +147,12 @@ impl State {
         let model = untrained(config, prepared, &device.clone().autodiff())?;
         let optimizer = GroupedOptimizer::new(&config.train.optimizer, &model)?;
         let ema = config.train.ema.map(|decay| Ema::new(&model, decay));
-        Ok(Self { model, optimizer, ema, counters: Counters::default() })
+        Ok(Self {
+            model,
+            optimizer,
+            ema,
+            counters: Counters::default(),
+        })
     }
 
     /// The weights that are validated and exported.
@@ -169,7 +176,12 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(config: &'a Config, prepared: &'a Prepared, run: &'a Run, device: &Device) -> Result<Self, FitError> {
+    fn new(
+        config: &'a Config,
+        prepared: &'a Prepared,
+        run: &'a Run,
+        device: &Device,
+    ) -> Result<Self, FitError> {
         let device = device.clone().autodiff();
         let splits = &prepared.splits;
         let loader = loader(config, prepared, &splits.train, Some(&config.augment))?;
@@ -180,7 +192,16 @@ impl<'a> Trainer<'a> {
         let counts = prepared.dataset.check_bins(&splits.train, &config.bin)?;
         let objective = Objective::new(config, &counts);
         let bins = prepared.bin_tensor(&device);
-        Ok(Self { config, prepared, run, loader, validation, objective, bins, device })
+        Ok(Self {
+            config,
+            prepared,
+            run,
+            loader,
+            validation,
+            objective,
+            bins,
+            device,
+        })
     }
 
     fn train(&self, mut state: State, interrupt: &AtomicBool) -> Result<Outcome, FitError> {
@@ -193,11 +214,19 @@ impl<'a> Trainer<'a> {
         }
         let interrupted = state.counters.epoch < epochs && !self.is_stale(&state.counters);
         let counters = state.counters;
-        Ok(Outcome { epochs: counters.epoch, best_epoch: counters.best_epoch, best: counters.best, interrupted })
+        Ok(Outcome {
+            epochs: counters.epoch,
+            best_epoch: counters.best_epoch,
+            best: counters.best,
+            interrupted,
+        })
     }
 
     fn is_stale(&self, counters: &Counters) -> bool {
-        self.config.train.patience.is_some_and(|patience| counters.epoch - counters.best_epoch >= patience.max(1))
+        self.config
+            .train
+            .patience
+            .is_some_and(|patience| counters.epoch - counters.best_epoch >= patience.max(1))
             && counters.best.is_some()
             && counters.step == 0
     }
@@ -206,14 +235,25 @@ impl<'a> Trainer<'a> {
     fn epoch(&self, mut state: State, interrupt: &AtomicBool) -> Result<State, FitError> {
         let epoch = state.counters.epoch;
         let steps = self.loader.steps();
-        let progress = Progress::start(epoch + 1, self.config.train.epochs, steps, state.counters.step);
+        let progress = Progress::start(
+            epoch + 1,
+            self.config.train.epochs,
+            steps,
+            state.counters.step,
+        );
         for batch in self.loader.epoch(epoch as u64, state.counters.step) {
             let batch = batch?;
-            batch.skipped.iter().for_each(|skipped| progress.warn(&format!("skipped {skipped}")));
+            batch
+                .skipped
+                .iter()
+                .for_each(|skipped| progress.warn(&format!("skipped {skipped}")));
             state = self.step(state, &batch)?;
             progress.advance(&state.counters.sums);
             let stop = interrupt.load(Ordering::Relaxed);
-            let due = state.counters.step % self.config.train.checkpoint_steps == 0;
+            let due = state
+                .counters
+                .step
+                .is_multiple_of(self.config.train.checkpoint_steps);
             if state.counters.step < steps && (stop || due) {
                 self.save(&mut state)?;
             }
@@ -228,7 +268,9 @@ impl<'a> Trainer<'a> {
         let counters = &state.counters;
         let size = self.config.preprocess.size as usize;
         let images = TensorData::new(batch.images.clone(), [batch.len(), 3, size, size]);
-        let output = state.model.forward(Tensor::from_data(images, &self.device), self.bins.clone());
+        let output = state
+            .model
+            .forward(Tensor::from_data(images, &self.device), self.bins.clone());
         let values: Vec<f32> = output.values.clone().into_data_as::<f32>().iter().collect();
         let loss = self.objective.loss(output, batch, &self.device);
         let loss_value = f64::from(loss.clone().into_scalar::<f32>());
@@ -238,7 +280,9 @@ impl<'a> Trainer<'a> {
         self.require_finite("the gradient norm", norm, counters)?;
         let steps = self.loader.steps() as u64;
         let train = &self.config.train;
-        let factor = train.schedule.factor(counters.global_step(steps), steps, train.epochs as f64);
+        let factor = train
+            .schedule
+            .factor(counters.global_step(steps), steps, train.epochs as f64);
         state.model = state.optimizer.step(factor, state.model, gradients);
         if let Some(ema) = &mut state.ema {
             ema.update(&state.model);
@@ -256,7 +300,12 @@ impl<'a> Trainer<'a> {
         Ok(state)
     }
 
-    fn require_finite(&self, what: &'static str, value: f64, counters: &Counters) -> Result<(), FitError> {
+    fn require_finite(
+        &self,
+        what: &'static str,
+        value: f64,
+        counters: &Counters,
+    ) -> Result<(), FitError> {
         match value.is_finite() {
             true => Ok(()),
             false => Err(FitError::Diverged {
@@ -277,7 +326,7 @@ impl<'a> Trainer<'a> {
             .map(|loader| evaluate(self.config, self.prepared, &model, loader))
             .transpose()?
             .and_then(|evaluation| evaluation.metrics);
-        let sums = std::mem::replace(&mut state.counters.sums, Sums::default());
+        let sums = std::mem::take(&mut state.counters.sums);
         state.counters.epoch += 1;
         state.counters.step = 0;
         let record = EpochRecord {
@@ -313,7 +362,11 @@ pub fn loader(
     let loader = LoaderConfig {
         batch: train.batch_size,
         seed: train.seed,
-        sampling: if augment.is_some() { train.sampling } else { crate::data::Sampling::Sequential },
+        sampling: if augment.is_some() {
+            train.sampling
+        } else {
+            crate::data::Sampling::Sequential
+        },
         drop_last: augment.is_some() && indices.len() >= train.batch_size,
         workers: train.workers,
         cache_mib: train.cache_mib / 2,
@@ -325,5 +378,12 @@ pub fn loader(
     };
     let augment = augment.cloned().unwrap_or_else(Augment::none);
     let plan = config.preprocess.clone();
-    Ok(Loader::new(&prepared.dataset, indices, &config.bin, plan, augment, loader)?)
+    Ok(Loader::new(
+        &prepared.dataset,
+        indices,
+        &config.bin,
+        plan,
+        augment,
+        loader,
+    )?)
 }

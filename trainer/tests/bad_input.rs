@@ -24,11 +24,23 @@ fn task_files_are_checked_field_by_field() {
         ("name = \"tiny\"", "name = \"../etc\"", "task.name"),
         ("name = \"tiny\"", "nmae = \"tiny\"", "nmae"),
         ("start = 33", "start = 20", "before bins[0] ends"),
-        ("std = [0.25, 0.25, 0.25]", "std = [0.25, 0, 0.25]", "preprocess.std"),
+        (
+            "std = [0.25, 0.25, 0.25]",
+            "std = [0.25, 0, 0.25]",
+            "preprocess.std",
+        ),
         ("batch_size = 8", "batch_size = 0", "train.batch_size"),
         ("ema = 0.9", "ema = 1.5", "train.ema"),
-        ("epochs = 2", "epochs = 2\nloss = { image_to_text = 0, text_to_image = 0, value = 0 }", "train.loss"),
-        ("epochs = 2", "epochs = 2\nschedule = { warmup_epochs = -1 }", "warmup_epochs"),
+        (
+            "epochs = 2",
+            "epochs = 2\nloss = { image_to_text = 0, text_to_image = 0, value = 0 }",
+            "train.loss",
+        ),
+        (
+            "epochs = 2",
+            "epochs = 2\nschedule = { warmup_epochs = -1 }",
+            "warmup_epochs",
+        ),
     ];
     for (from, to, expected) in cases {
         assert!(good.contains(from), "{from}");
@@ -44,7 +56,11 @@ fn data_refusal(table: &str) -> String {
     fs::create_dir(folder.path().join("images")).unwrap();
     for entry in fs::read_dir(images).unwrap().take(6).enumerate() {
         let (index, entry) = (entry.0, entry.1.unwrap());
-        fs::copy(entry.path(), folder.path().join(format!("images/{index}.png"))).unwrap();
+        fs::copy(
+            entry.path(),
+            folder.path().join(format!("images/{index}.png")),
+        )
+        .unwrap();
     }
     fs::write(folder.path().join("images/torn.png"), b"\x89PNG\r\n\x1a\n").unwrap();
     fs::write(folder.path().join("labels.csv"), table).unwrap();
@@ -60,7 +76,9 @@ fn data_refusal(table: &str) -> String {
 #[test]
 fn bad_tables_are_refused_with_file_and_line() {
     let rows = |extra: &str| {
-        format!("path,label,group\nimages/0.png,10,a\nimages/1.png,50,b\nimages/2.png,90,c\n{extra}\n")
+        format!(
+            "path,label,group\nimages/0.png,10,a\nimages/1.png,50,b\nimages/2.png,90,c\n{extra}\n"
+        )
     };
     let cases = [
         (rows("images/3.png,101,d"), "line 5"),
@@ -72,13 +90,17 @@ fn bad_tables_are_refused_with_file_and_line() {
     ];
     for (table, expected) in cases {
         let message = data_refusal(&table);
-        assert!(message.contains("labels.csv") && message.contains(expected), "{expected}: {message}");
+        assert!(
+            message.contains("labels.csv") && message.contains(expected),
+            "{expected}: {message}"
+        );
     }
 }
 
 #[test]
 fn a_bin_without_images_and_a_torn_image_are_named() {
-    let empty = "path,label,split\nimages/0.png,10,train\nimages/1.png,90,train\nimages/2.png,50,val\n";
+    let empty =
+        "path,label,split\nimages/0.png,10,train\nimages/1.png,90,train\nimages/2.png,50,val\n";
     let message = data_refusal(empty);
     assert!(message.contains("middle"), "{message}");
     let torn = "path,label,split\nimages/0.png,10,train\nimages/1.png,90,train\nimages/torn.png,50,train\nimages/2.png,50,val\n";
@@ -93,7 +115,10 @@ fn the_task_files_that_ship_can_be_read() {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let config = Config::read(&path).unwrap();
-        assert_eq!(path.file_stem().unwrap().to_str(), Some(config.task.name.as_str()));
+        assert_eq!(
+            path.file_stem().unwrap().to_str(),
+            Some(config.task.name.as_str())
+        );
         read += 1;
     }
     assert_eq!(read, 5);

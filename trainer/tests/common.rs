@@ -15,7 +15,12 @@ pub fn gauges() -> &'static Path {
     FOLDER
         .get_or_init(|| {
             let folder = tempfile::tempdir().unwrap();
-            let set = GaugeSet { count: 48, seed: 5, size: 40, format: ImageFormat::Png };
+            let set = GaugeSet {
+                count: 48,
+                seed: 5,
+                size: 40,
+                format: ImageFormat::Png,
+            };
             write_dataset(&folder.path().join("set"), &set, || {}).unwrap();
             folder
         })
@@ -70,5 +75,12 @@ pub fn config(folder: &Path, text: &str) -> Config {
 
 /// Trains without interruption.
 pub fn run(config: &Config, out: &Path, resume: bool) -> Result<Outcome, FitError> {
-    fit(config, &Options { out, resume, interrupt: &AtomicBool::new(false) })
+    fit(
+        config,
+        &Options {
+            out,
+            resume,
+            interrupt: &AtomicBool::new(false),
+        },
+    )
 }

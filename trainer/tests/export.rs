@@ -11,7 +11,12 @@ use numclip_trainer::export::{ExportError, Exported, Options, export};
 use crate::common::{MODELS, config, gauges, run, task};
 
 fn export_to(run: &Path, out: &Path, precision: Precision) -> Result<Exported, ExportError> {
-    export(&Options { run, out, precision, stage: &|_| {} })
+    export(&Options {
+        run,
+        out,
+        precision,
+        stage: &|_| {},
+    })
 }
 
 #[test]
@@ -35,10 +40,21 @@ fn compare(f32: &Path, int8: &Path) {
     let (f32, int8) = (open(f32), open(int8));
     for pipeline in [&f32, &int8] {
         let replays = replay(pipeline).unwrap();
-        assert!(replays.len() == 3 && replays.iter().all(|replay| replay.passed), "{replays:?}");
+        assert!(
+            replays.len() == 3 && replays.iter().all(|replay| replay.passed),
+            "{replays:?}"
+        );
         let manifest = pipeline.bundle().manifest();
-        assert!(manifest.provenance.text_tower.contains("random"), "{:?}", manifest.provenance);
-        let precisions: Vec<_> = manifest.report.iter().map(|report| report.precision).collect();
+        assert!(
+            manifest.provenance.text_tower.contains("random"),
+            "{:?}",
+            manifest.provenance
+        );
+        let precisions: Vec<_> = manifest
+            .report
+            .iter()
+            .map(|report| report.precision)
+            .collect();
         assert_eq!(precisions, [Precision::F32, Precision::Int8]);
     }
     let (mut a, mut b) = (f32.worker().unwrap(), int8.worker().unwrap());
@@ -67,7 +83,10 @@ fn an_occupied_folder_and_changed_data_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("set");
     copy(&gauges().join("set"), &data);
-    let text = task(MODELS[2]).replace(&gauges().join("set").display().to_string(), &data.display().to_string());
+    let text = task(MODELS[2]).replace(
+        &gauges().join("set").display().to_string(),
+        &data.display().to_string(),
+    );
     let run_folder = folder.path().join("run");
     run(&config(folder.path(), &text), &run_folder, false).unwrap();
 
@@ -83,7 +102,10 @@ fn an_occupied_folder_and_changed_data_are_refused() {
     let changed = labels.trim_end().rsplit_once(',').unwrap().0.to_owned() + ",12.5\n";
     fs::write(&table, changed).unwrap();
     let out = folder.path().join("out");
-    assert!(matches!(export_to(&run_folder, &out, Precision::Int8), Err(ExportError::Data { .. })));
+    assert!(matches!(
+        export_to(&run_folder, &out, Precision::Int8),
+        Err(ExportError::Data { .. })
+    ));
     assert!(!out.exists());
 }
 

@@ -18,9 +18,17 @@ const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Compares measurements and weights of two runs, bit for bit.
 fn assert_same(unbroken: &Path, resumed: &Path, what: &str) {
     let measurements = |folder: &Path| fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-    assert_eq!(measurements(unbroken), measurements(resumed), "{what}: measurements differ");
+    assert_eq!(
+        measurements(unbroken),
+        measurements(resumed),
+        "{what}: measurements differ"
+    );
     for weights in [Weights::Best, Weights::Last] {
-        assert_eq!(folded(unbroken, weights), folded(resumed, weights), "{what}: {weights:?} weights differ");
+        assert_eq!(
+            folded(unbroken, weights),
+            folded(resumed, weights),
+            "{what}: {weights:?} weights differ"
+        );
     }
 }
 
@@ -29,7 +37,9 @@ fn folded(folder: &Path, weights: Weights) -> (ConvNet, Regressor) {
     let (run, config, _) = Run::read(folder).unwrap();
     let device = Device::flex();
     let prepared = prepare(&config, &device).unwrap();
-    let model = run.load(untrained(&config, &prepared, &device).unwrap(), weights).unwrap();
+    let model = run
+        .load(untrained(&config, &prepared, &device).unwrap(), weights)
+        .unwrap();
     (model.fold(32), model.plain_regressor())
 }
 
@@ -42,11 +52,27 @@ fn stopping_after_every_step_changes_nothing() {
         run(&config, &unbroken, false).unwrap();
         let stop = AtomicBool::new(true);
         let mut stops = 0;
-        let mut outcome = fit(&config, &Options { out: &resumed, resume: false, interrupt: &stop }).unwrap();
+        let mut outcome = fit(
+            &config,
+            &Options {
+                out: &resumed,
+                resume: false,
+                interrupt: &stop,
+            },
+        )
+        .unwrap();
         while outcome.interrupted {
             stops += 1;
             assert!(stops < 100, "the run does not advance");
-            outcome = fit(&config, &Options { out: &resumed, resume: true, interrupt: &stop }).unwrap();
+            outcome = fit(
+                &config,
+                &Options {
+                    out: &resumed,
+                    resume: true,
+                    interrupt: &stop,
+                },
+            )
+            .unwrap();
         }
         assert!(stops >= 6, "only {stops} stops");
         assert_same(&unbroken, &resumed, &format!("model {index}"));
@@ -61,7 +87,11 @@ fn a_killed_process_is_resumed_from_its_last_checkpoint() {
     run(&config, &unbroken, false).unwrap();
     for round in 0..3 {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
-        command.arg("fit").arg(folder.path().join("task.toml")).arg("--out").arg(&killed);
+        command
+            .arg("fit")
+            .arg(folder.path().join("task.toml"))
+            .arg("--out")
+            .arg(&killed);
         if killed.join(CHECKPOINT).is_file() {
             command.arg("--resume");
         }
@@ -75,7 +105,11 @@ fn a_killed_process_is_resumed_from_its_last_checkpoint() {
 /// Kills the process once it has written another checkpoint, a little later
 /// in each round.
 fn kill_after_progress(child: &mut std::process::Child, folder: &Path, round: u64) {
-    let written = || fs::metadata(folder.join(CHECKPOINT)).and_then(|file| file.modified()).ok();
+    let written = || {
+        fs::metadata(folder.join(CHECKPOINT))
+            .and_then(|file| file.modified())
+            .ok()
+    };
     let before = written();
     let deadline = Instant::now() + Duration::from_secs(60);
     while written() == before && child.try_wait().unwrap().is_none() && Instant::now() < deadline {
@@ -92,7 +126,10 @@ fn a_run_is_neither_overwritten_nor_continued_with_another_task() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
     let first = config(folder.path(), &task(MODELS[2]));
-    assert!(matches!(run(&first, &out, true), Err(FitError::NothingToResume(_))));
+    assert!(matches!(
+        run(&first, &out, true),
+        Err(FitError::NothingToResume(_))
+    ));
     run(&first, &out, false).unwrap();
     assert!(matches!(run(&first, &out, false), Err(FitError::Exists(_))));
     let other = config(folder.path(), &task(&MODELS[2].replace("0.9", "0.8")));
@@ -108,9 +145,86 @@ fn a_damaged_checkpoint_is_an_error_that_names_it() {
     run(&config, &out, false).unwrap();
     let path = out.join(CHECKPOINT);
     let whole = fs::read(&path).unwrap();
-    for damage in [&whole[..0], &whole[..7], &whole[..whole.len() / 2], b"not a checkpoint".as_slice()] {
+    for damage in [
+        &whole[..0],
+        &whole[..7],
+        &whole[..whole.len() / 2],
+        b"not a checkpoint".as_slice(),
+    ] {
         fs::write(&path, damage).unwrap();
         let error = run(&config, &out, true).unwrap_err();
         assert!(error.to_string().contains(CHECKPOINT), "{error}");
     }
+}
+
+/// Runs `trainer` with files limited to 64 blocks: writing more fails as it
+/// does on a full disk.
+#[cfg(unix)]
+fn with_little_space(arguments: &[&std::ffi::OsStr]) -> std::process::Output {
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\""]);
+    command
+        .arg(env!("CARGO_BIN_EXE_trainer"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_costs_nothing_that_was_written_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let task_file = folder.path().join("task.toml");
+    let config = config(folder.path(), &task(MODELS[0]));
+    let [out, bundle] = ["run", "bundle"].map(|name| folder.path().join(name));
+    let stop = AtomicBool::new(true);
+    fit(
+        &config,
+        &Options {
+            out: &out,
+            resume: false,
+            interrupt: &stop,
+        },
+    )
+    .unwrap();
+    let names = |folder: &Path| {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let (before, entries) = (fs::read(out.join(CHECKPOINT)).unwrap(), names(&out));
+    let fit_arguments = [
+        "fit".as_ref(),
+        task_file.as_os_str(),
+        "--resume".as_ref(),
+        "--out".as_ref(),
+        out.as_os_str(),
+    ];
+    let failed = with_little_space(&fit_arguments);
+    let message = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(
+        !failed.status.success() && message.contains(CHECKPOINT),
+        "{message}"
+    );
+    assert_eq!(fs::read(out.join(CHECKPOINT)).unwrap(), before);
+    assert_eq!(names(&out), entries, "something half-written was left");
+
+    run(&config, &out, true).unwrap();
+    let entries = names(folder.path());
+    let export = [
+        "export".as_ref(),
+        out.as_os_str(),
+        "--out".as_ref(),
+        bundle.as_os_str(),
+    ];
+    let failed = with_little_space(&export);
+    assert!(!failed.status.success());
+    assert_eq!(
+        names(folder.path()),
+        entries,
+        "a half-written bundle was left"
+    );
 }

@@ -1,12 +1,12 @@
 //! Golden vectors: a few pictures with what the exported encoder makes of them.
 
+use image::{Rgb, RgbImage, imageops};
 use numclip::bundle::{Golden, GoldenCase};
 use numclip::decode;
 use numclip::encode::Model as _;
 use numclip::encode::tract::TractModel;
 use numclip::estimate::Estimator;
 use numclip::frame::Frame;
-use image::{Rgb, RgbImage, imageops};
 
 use super::ExportError;
 use crate::config::{Config, GoldenPictures};
@@ -32,9 +32,21 @@ pub fn cases(
         let tensor = config.preprocess.tensor(&frame);
         let embedding = session.encode(&tensor)?;
         let value = estimator.estimate(&embedding).value;
-        Ok(GoldenCase { width: frame.width(), height: frame.height(), pixels: frame.into_pixels(), tensor, embedding, value })
+        Ok(GoldenCase {
+            width: frame.width(),
+            height: frame.height(),
+            pixels: frame.into_pixels(),
+            tensor,
+            embedding,
+            value,
+        })
     };
-    Ok(Golden { cases: frames(config, prepared).into_iter().map(case).collect::<Result<_, _>>()? })
+    Ok(Golden {
+        cases: frames(config, prepared)
+            .into_iter()
+            .map(case)
+            .collect::<Result<_, _>>()?,
+    })
 }
 
 fn frames(config: &Config, prepared: &Prepared) -> Vec<Frame> {
@@ -44,7 +56,9 @@ fn frames(config: &Config, prepared: &Prepared) -> Vec<Frame> {
         GoldenPictures::Patterns => Vec::new(),
     };
     match photographs.is_empty() {
-        true => (0..CASES).map(|index| pattern(index as u32, longest)).collect(),
+        true => (0..CASES)
+            .map(|index| pattern(index as u32, longest))
+            .collect(),
         false => photographs,
     }
 }
@@ -53,11 +67,19 @@ fn frames(config: &Config, prepared: &Prepared) -> Vec<Frame> {
 fn validation(prepared: &Prepared, longest: u32) -> Vec<Frame> {
     let samples = prepared.dataset.samples();
     let mut indices = prepared.splits.val.clone();
-    indices.sort_by(|&a, &b| samples[a].label.total_cmp(&samples[b].label).then(a.cmp(&b)));
+    indices.sort_by(|&a, &b| {
+        samples[a]
+            .label
+            .total_cmp(&samples[b].label)
+            .then(a.cmp(&b))
+    });
     let last = indices.len().saturating_sub(1);
     let places = (0..CASES).map(|case| case * last / (CASES - 1));
     let chosen = places.filter_map(|place| indices.get(place));
-    chosen.filter_map(|&index| decode::open(&samples[index].path).ok()).map(|frame| shrink(frame, longest)).collect()
+    chosen
+        .filter_map(|&index| decode::open(&samples[index].path).ok())
+        .map(|frame| shrink(frame, longest))
+        .collect()
 }
 
 fn shrink(frame: Frame, longest: u32) -> Frame {
@@ -66,11 +88,16 @@ fn shrink(frame: Frame, longest: u32) -> Frame {
     if side <= longest {
         return frame;
     }
-    let scaled = |length: u32| (u64::from(length) * u64::from(longest) / u64::from(side)).max(1) as u32;
+    let scaled =
+        |length: u32| (u64::from(length) * u64::from(longest) / u64::from(side)).max(1) as u32;
     match RgbImage::from_raw(width, height, frame.clone().into_pixels()) {
-        Some(image) => {
-            imageops::resize(&image, scaled(width), scaled(height), imageops::FilterType::Triangle).into()
-        }
+        Some(image) => imageops::resize(
+            &image,
+            scaled(width),
+            scaled(height),
+            imageops::FilterType::Triangle,
+        )
+        .into(),
         None => frame,
     }
 }
@@ -81,9 +108,16 @@ fn pattern(index: u32, longest: u32) -> Frame {
     let phase = index as f32 * 1.7;
     let wave = |x: f32| (127.5 + 127.0 * x.sin()) as u8;
     RgbImage::from_fn(longest, height.max(1), |x, y| {
-        let (x, y) = (x as f32 / longest as f32 - 0.5, y as f32 / height as f32 - 0.5);
+        let (x, y) = (
+            x as f32 / longest as f32 - 0.5,
+            y as f32 / height as f32 - 0.5,
+        );
         let radius = x.hypot(y);
-        Rgb([wave(40.0 * radius * (1.0 + radius) + phase), wave(9.0 * x + 4.0 * y * phase), wave(60.0 * x * y - phase)])
+        Rgb([
+            wave(40.0 * radius * (1.0 + radius) + phase),
+            wave(9.0 * x + 4.0 * y * phase),
+            wave(60.0 * x * y - phase),
+        ])
     })
     .into()
 }

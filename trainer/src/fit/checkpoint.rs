@@ -106,7 +106,9 @@ impl State {
         let fail = |message: String| file_error(&path, &message);
         let file = SafeTensors::deserialize(&bytes).map_err(|error| fail(error.to_string()))?;
         let part = |name: &str| {
-            file.tensor(name).map(|tensor| tensor.data().to_vec()).map_err(|error| fail(error.to_string()))
+            file.tensor(name)
+                .map(|tensor| tensor.data().to_vec())
+                .map_err(|error| fail(error.to_string()))
         };
         let ema = match self.ema {
             Some(ema) => Some(ema.restore(&part(AVERAGE)?)?),
@@ -142,7 +144,10 @@ impl Run {
     pub(super) fn save_best(&self, model: &NumClip, epoch: usize) -> Result<(), FitError> {
         let path = self.best();
         let model = model_bytes(model).map_err(|message| file_error(&path, &message))?;
-        write_parts(&path, &[(MODEL, model), ("epoch", epoch.to_le_bytes().to_vec())])
+        write_parts(
+            &path,
+            &[(MODEL, model), ("epoch", epoch.to_le_bytes().to_vec())],
+        )
     }
 
     /// Loads weights of the run into `model`.
@@ -157,7 +162,9 @@ impl Run {
         let bytes = std::fs::read(&path).map_err(|error| file_error(&path, &error))?;
         let fail = |message: String| file_error(&path, &message);
         let file = SafeTensors::deserialize(&bytes).map_err(|error| fail(error.to_string()))?;
-        let part = file.tensor(MODEL).map_err(|error| fail(error.to_string()))?;
+        let part = file
+            .tensor(MODEL)
+            .map_err(|error| fail(error.to_string()))?;
         load_model(model, part.data().to_vec()).map_err(fail)
     }
 }
@@ -176,7 +183,10 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FitError> {
 }
 
 pub(super) fn file_error(path: &Path, error: &dyn std::fmt::Display) -> FitError {
-    FitError::File { path: path.into(), message: error.to_string() }
+    FitError::File {
+        path: path.into(),
+        message: error.to_string(),
+    }
 }
 
 fn write_parts(path: &Path, parts: &[(&str, Vec<u8>)]) -> Result<(), FitError> {
@@ -185,7 +195,8 @@ fn write_parts(path: &Path, parts: &[(&str, Vec<u8>)]) -> Result<(), FitError> {
         let view = TensorView::new(Dtype::U8, vec![bytes.len()], bytes);
         views.push((name, view.map_err(|error| file_error(path, &error))?));
     }
-    let bytes = serialize(views, None::<HashMap<String, String>>).map_err(|error| file_error(path, &error))?;
+    let bytes = serialize(views, None::<HashMap<String, String>>)
+        .map_err(|error| file_error(path, &error))?;
     write_whole(path, &bytes)
 }
 
@@ -198,11 +209,18 @@ fn read_counters(bytes: &[u8]) -> Result<Counters, String> {
 /// `valid` applies the last update of running statistics, which burn holds
 /// back until the next forward pass.
 fn model_bytes(model: &NumClip) -> Result<Vec<u8>, String> {
-    let record = model.valid().into_record().into_bytes().map_err(|error| error.to_string())?;
+    let record = model
+        .valid()
+        .into_record()
+        .into_bytes()
+        .map_err(|error| error.to_string())?;
     Ok(record.to_vec())
 }
 
 fn load_model(model: NumClip, bytes: Vec<u8>) -> Result<NumClip, String> {
-    let record = ModuleRecord::from_bytes(Bytes::from_bytes_vec(bytes)).map_err(|error| error.to_string())?;
-    model.try_load_record(record).map_err(|error| error.to_string())
+    let record = ModuleRecord::from_bytes(Bytes::from_bytes_vec(bytes))
+        .map_err(|error| error.to_string())?;
+    model
+        .try_load_record(record)
+        .map_err(|error| error.to_string())
 }

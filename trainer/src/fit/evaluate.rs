@@ -44,10 +44,22 @@ pub fn evaluate(
     loader: &Loader,
 ) -> Result<Evaluation, FitError> {
     let estimator = prepared.estimator(config, model, None)?;
-    let Embedded { embeddings, labels, indices } = embed_all(config, model, loader)?;
-    let estimates: Vec<Estimate> = embeddings.iter().map(|embedding| estimator.estimate(embedding)).collect();
+    let Embedded {
+        embeddings,
+        labels,
+        indices,
+    } = embed_all(config, model, loader)?;
+    let estimates: Vec<Estimate> = embeddings
+        .iter()
+        .map(|embedding| estimator.estimate(embedding))
+        .collect();
     let metrics = measure(&config.bin, &estimates, &labels, &config.thresholds());
-    Ok(Evaluation { estimates, labels, indices, metrics })
+    Ok(Evaluation {
+        estimates,
+        labels,
+        indices,
+        metrics,
+    })
 }
 
 /// Runs the encoder of `model` over all images of `loader`.
@@ -64,7 +76,8 @@ pub fn embed_all(config: &Config, model: &NumClip, loader: &Loader) -> Result<Em
         let embedded = model.embed(Tensor::from_data(images, &device));
         let [_, dim] = embedded.dims();
         let values: Vec<f32> = embedded.into_data_as::<f32>().iter().collect();
-        all.embeddings.extend(values.chunks_exact(dim).map(<[f32]>::to_vec));
+        all.embeddings
+            .extend(values.chunks_exact(dim).map(<[f32]>::to_vec));
         all.labels.extend(batch.labels);
         all.indices.extend(batch.indices);
     }

@@ -21,7 +21,10 @@ impl Objective {
     pub fn new(config: &Config, counts: &[usize]) -> Self {
         let weighting = config.train.weighting;
         let bin_weights = (weighting != Weighting::None).then(|| weighting.weights(counts));
-        Self { weights: config.train.loss, bin_weights }
+        Self {
+            weights: config.train.loss,
+            bin_weights,
+        }
     }
 
     /// The loss of `output` against the labels of `batch`: `[1]`.
@@ -34,12 +37,22 @@ impl Objective {
         let per_image = per_bin.map(|w| batch.bins.iter().map(|&bin| w[bin]).collect::<Vec<_>>());
         let weights = &self.weights;
         let terms: [(f64, &dyn Fn() -> Tensor<1>); 5] = [
-            (weights.image_to_text, &|| fcrc_image_to_text(logits.clone(), bins.clone())),
-            (weights.text_to_image, &|| fcrc_text_to_image(logits.clone(), bins.clone())),
-            (weights.cross_entropy, &|| {
-                cross_entropy(logits.clone(), bins.clone(), per_bin.map(|w| vector(w, device)))
+            (weights.image_to_text, &|| {
+                fcrc_image_to_text(logits.clone(), bins.clone())
             }),
-            (weights.kl, &|| kl_text_to_image(logits.clone(), bins.clone())),
+            (weights.text_to_image, &|| {
+                fcrc_text_to_image(logits.clone(), bins.clone())
+            }),
+            (weights.cross_entropy, &|| {
+                cross_entropy(
+                    logits.clone(),
+                    bins.clone(),
+                    per_bin.map(|w| vector(w, device)),
+                )
+            }),
+            (weights.kl, &|| {
+                kl_text_to_image(logits.clone(), bins.clone())
+            }),
             (weights.value, &|| {
                 let per_image = per_image.as_ref().map(|w| vector(w, device));
                 absolute_error(values.clone(), labels.clone(), per_image)

@@ -36,7 +36,13 @@ pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
     let splits = Splits::new(&dataset, &config.data.split)?;
     let embeddings = embeddings(config, device)?;
     let digest = dataset.digest()?;
-    Ok(Prepared { ordinality: ordinality(&embeddings), dataset, splits, digest, embeddings })
+    Ok(Prepared {
+        ordinality: ordinality(&embeddings),
+        dataset,
+        splits,
+        digest,
+        embeddings,
+    })
 }
 
 /// The model at the start of training.
@@ -44,9 +50,15 @@ pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
 /// # Errors
 /// [`FitError`] when the configuration describes no network, or the weights
 /// to start from do not fit it.
-pub fn untrained(config: &Config, prepared: &Prepared, device: &Device) -> Result<NumClip, FitError> {
+pub fn untrained(
+    config: &Config,
+    prepared: &Prepared,
+    device: &Device,
+) -> Result<NumClip, FitError> {
     device.seed(config.train.seed);
-    let mut encoder = config.encoder(prepared.embeddings.dim).init(config.train.seed, device)?;
+    let mut encoder = config
+        .encoder(prepared.embeddings.dim)
+        .init(config.train.seed, device)?;
     if let Some(path) = &config.model.init {
         (encoder, _) = weights::load(encoder, path)?;
     }
@@ -63,7 +75,11 @@ fn embeddings(config: &Config, device: &Device) -> Result<BinEmbeddings, FitErro
         Some(path) => TextTower::load(path, None, text.tower.activation, device)?,
         None => TextTower::random(&text.tower, device)?,
     };
-    let prompt = Prompt { context: text.context.clone(), bins: labels, placement: text.placement };
+    let prompt = Prompt {
+        context: text.context.clone(),
+        bins: labels,
+        placement: text.placement,
+    };
     Ok(bin_embeddings(&tower, &prompt)?)
 }
 
@@ -71,7 +87,10 @@ impl Prepared {
     /// The bin embeddings as a tensor: `[M, D]`.
     pub fn bin_tensor(&self, device: &Device) -> Tensor<2> {
         let shape = [self.embeddings.labels.len(), self.embeddings.dim];
-        Tensor::from_data(TensorData::new(self.embeddings.values.clone(), shape), device)
+        Tensor::from_data(
+            TensorData::new(self.embeddings.values.clone(), shape),
+            device,
+        )
     }
 
     /// The runtime's estimator for `model`, by which it is measured too.
@@ -85,8 +104,16 @@ impl Prepared {
         calibration: Option<Calibration>,
     ) -> Result<Estimator, FitError> {
         let fail = |error: &dyn std::fmt::Display| FitError::Estimator(error.to_string());
-        let bins = Bins::new(config.bin.clone(), self.embeddings.values.clone()).map_err(|e| fail(&e))?;
+        let bins =
+            Bins::new(config.bin.clone(), self.embeddings.values.clone()).map_err(|e| fail(&e))?;
         let scale = config.model.head.logit_scale as f32;
-        Estimator::new(bins, model.plain_regressor(), scale, config.task.range, calibration).map_err(|e| fail(&e))
+        Estimator::new(
+            bins,
+            model.plain_regressor(),
+            scale,
+            config.task.range,
+            calibration,
+        )
+        .map_err(|e| fail(&e))
     }
 }

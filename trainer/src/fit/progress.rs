@@ -33,7 +33,11 @@ impl Progress {
 
     /// One more step is done.
     pub fn advance(&self, sums: &Sums) {
-        self.bar.set_message(format!("loss {:.3} mae {:.3}", sums.mean_loss(), sums.mean_error()));
+        self.bar.set_message(format!(
+            "loss {:.3} mae {:.3}",
+            sums.mean_loss(),
+            sums.mean_error()
+        ));
         self.bar.inc(1);
     }
 
@@ -51,7 +55,10 @@ impl Progress {
         );
         if let Some(metrics) = &record.validation {
             let mark = if better { "  best" } else { "" };
-            line += &format!("  val mae {:.4}  acc {:.3}{mark}", metrics.mae, metrics.accuracy_expectation);
+            line += &format!(
+                "  val mae {:.4}  acc {:.3}{mark}",
+                metrics.mae, metrics.accuracy_expectation
+            );
         }
         eprintln!("{line}  ({:.0} s)", self.bar.elapsed().as_secs_f64());
     }

@@ -77,7 +77,12 @@ impl Run {
     /// # Errors
     /// [`FitError`] when the folder holds a run already (or none, to resume),
     /// or task file or data are not those the run began with.
-    pub fn open(folder: &Path, config: &Config, prepared: &Prepared, resume: bool) -> Result<Self, FitError> {
+    pub fn open(
+        folder: &Path,
+        config: &Config,
+        prepared: &Prepared,
+        resume: bool,
+    ) -> Result<Self, FitError> {
         let begun = folder.join(CHECKPOINT).is_file();
         match (resume, begun) {
             (false, true) => return Err(FitError::Exists(folder.into())),
@@ -88,7 +93,10 @@ impl Run {
         let path = folder.join(METRICS);
         let metrics = OpenOptions::new().create(true).append(true).open(&path);
         let metrics = metrics.map_err(|error| file_error(&path, &error))?;
-        Ok(Self { folder: folder.into(), metrics: RefCell::new(metrics) })
+        Ok(Self {
+            folder: folder.into(),
+            metrics: RefCell::new(metrics),
+        })
     }
 
     /// Opens a run to read from it: its task file and what it was made from.
@@ -97,8 +105,14 @@ impl Run {
     /// [`FitError::File`] when a file of the run is missing or damaged.
     pub fn read(folder: &Path) -> Result<(Self, Config, Provenance), FitError> {
         let path = folder.join(METRICS);
-        let metrics = OpenOptions::new().append(true).open(&path).map_err(|error| file_error(&path, &error))?;
-        let run = Self { folder: folder.into(), metrics: RefCell::new(metrics) };
+        let metrics = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(|error| file_error(&path, &error))?;
+        let run = Self {
+            folder: folder.into(),
+            metrics: RefCell::new(metrics),
+        };
         Ok((run, read_config(folder)?, read_provenance(folder)?))
     }
 
@@ -129,7 +143,9 @@ impl Run {
             match (serde_json::from_str(line), serde_json::from_str(line)) {
                 (Ok(step), _) => steps.push(step),
                 (_, Ok(epoch)) => epochs.push(epoch),
-                (Err(error), _) => return Err(file_error(&path, &format!("line {}: {error}", number + 1))),
+                (Err(error), _) => {
+                    return Err(file_error(&path, &format!("line {}: {error}", number + 1)));
+                }
             }
         }
         Ok((steps, epochs))
@@ -139,20 +155,29 @@ impl Run {
         let path = self.folder.join(METRICS);
         let mut line = serde_json::to_vec(record).map_err(|error| file_error(&path, &error))?;
         line.push(b'\n');
-        self.metrics.borrow_mut().write_all(&line).map_err(|error| file_error(&path, &error))
+        self.metrics
+            .borrow_mut()
+            .write_all(&line)
+            .map_err(|error| file_error(&path, &error))
     }
 
     /// Length of the measurements once they are on disk.
     pub(super) fn flush(&self) -> Result<u64, FitError> {
         let file = self.metrics.borrow();
-        let length = file.sync_all().and_then(|()| file.metadata()).map(|metadata| metadata.len());
+        let length = file
+            .sync_all()
+            .and_then(|()| file.metadata())
+            .map(|metadata| metadata.len());
         length.map_err(|error| file_error(&self.folder.join(METRICS), &error))
     }
 
     /// Drops measurements of steps that will be done again.
     pub(super) fn truncate_metrics(&self, counters: &Counters) -> Result<(), FitError> {
         let path = self.folder.join(METRICS);
-        let truncated = OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(counters.metrics_bytes));
+        let truncated = OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_len(counters.metrics_bytes));
         truncated.map_err(|error| file_error(&path, &error))
     }
 }
@@ -164,17 +189,22 @@ fn begin(folder: &Path, config: &Config, prepared: &Prepared) -> Result<(), FitE
     let text = toml::to_string(config).map_err(|error| file_error(&folder.join(TASK), &error))?;
     write_whole(&folder.join(TASK), text.as_bytes())?;
     let provenance = provenance(prepared);
-    let json = serde_json::to_vec_pretty(&provenance).map_err(|error| file_error(&folder.join(PROVENANCE), &error))?;
+    let json = serde_json::to_vec_pretty(&provenance)
+        .map_err(|error| file_error(&folder.join(PROVENANCE), &error))?;
     write_whole(&folder.join(PROVENANCE), &json)
 }
 
 fn compare(folder: &Path, config: &Config, prepared: &Prepared) -> Result<(), FitError> {
     if read_config(folder)? != *config {
-        return Err(FitError::Changed { what: format!("the task file (see {})", folder.join(TASK).display()) });
+        return Err(FitError::Changed {
+            what: format!("the task file (see {})", folder.join(TASK).display()),
+        });
     }
     match read_provenance(folder)? == provenance(prepared) {
         true => Ok(()),
-        false => Err(FitError::Changed { what: "the data set, the bin embeddings or the trainer".into() }),
+        false => Err(FitError::Changed {
+            what: "the data set, the bin embeddings or the trainer".into(),
+        }),
     }
 }
 

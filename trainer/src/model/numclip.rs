@@ -66,13 +66,20 @@ pub struct Output {
 
 impl Default for HeadConfig {
     fn default() -> Self {
-        Self { logit_scale: 100.0, adapter: None, regressor: RegressorConfig::Ssr { lambda: one() } }
+        Self {
+            logit_scale: 100.0,
+            adapter: None,
+            regressor: RegressorConfig::Ssr { lambda: one() },
+        }
     }
 }
 
 impl Default for AdapterConfig {
     fn default() -> Self {
-        Self { reduction: 4, ratio: 0.8 }
+        Self {
+            reduction: 4,
+            ratio: 0.8,
+        }
     }
 }
 
@@ -84,16 +91,25 @@ impl HeadConfig {
     /// The model around `encoder` for a task with these bins.
     pub fn build(&self, encoder: ImageEncoder, bins: &[Bin], device: &Device) -> NumClip {
         let dim = encoder.config().embedding;
-        let adapter = self.adapter.map(|adapter| Adapter::new(dim, adapter.reduction, adapter.ratio, device));
+        let adapter = self
+            .adapter
+            .map(|adapter| Adapter::new(dim, adapter.reduction, adapter.ratio, device));
         let regressor = match self.regressor {
             RegressorConfig::Expectation => {
                 Regressor::Expectation(Expectation::new(bins.iter().map(Bin::center).collect()))
             }
-            RegressorConfig::Ssr { lambda } => {
-                Regressor::Ssr(Ssr::new(bins.iter().map(|bin| bin.start).collect(), lambda, device))
-            }
+            RegressorConfig::Ssr { lambda } => Regressor::Ssr(Ssr::new(
+                bins.iter().map(|bin| bin.start).collect(),
+                lambda,
+                device,
+            )),
         };
-        NumClip { encoder, adapter, regressor, logit_scale: self.logit_scale }
+        NumClip {
+            encoder,
+            adapter,
+            regressor,
+            logit_scale: self.logit_scale,
+        }
     }
 }
 
@@ -110,7 +126,10 @@ impl NumClip {
     /// Logits and values of a batch `[N, 3, H, W]` against `bins` (`[M, D]`, rows of unit norm).
     pub fn forward(&self, images: Tensor<4>, bins: Tensor<2>) -> Output {
         let logits = cosine_logits(self.embed(images), bins, self.logit_scale);
-        Output { values: self.regressor.forward(logits.clone()), logits }
+        Output {
+            values: self.regressor.forward(logits.clone()),
+            logits,
+        }
     }
 
     /// Encoder and adapter in their evaluation form, for square images of `size`.
@@ -120,7 +139,11 @@ impl NumClip {
     pub fn fold(&self, size: usize) -> ConvNet {
         let mut net = self.encoder.fold([size, size]);
         if let Some(adapter) = &self.adapter {
-            fold_adapter(&mut net, &adapter.to_plain(), self.encoder.config().embedding);
+            fold_adapter(
+                &mut net,
+                &adapter.to_plain(),
+                self.encoder.config().embedding,
+            );
         }
         net
     }
@@ -128,9 +151,9 @@ impl NumClip {
     /// The regressor as the runtime holds it.
     pub fn plain_regressor(&self) -> numclip::estimate::Regressor {
         match &self.regressor {
-            Regressor::Expectation(expectation) => {
-                numclip::estimate::Regressor::Expectation { values: expectation.to_plain() }
-            }
+            Regressor::Expectation(expectation) => numclip::estimate::Regressor::Expectation {
+                values: expectation.to_plain(),
+            },
             Regressor::Ssr(ssr) => {
                 let plain = ssr.to_plain();
                 numclip::estimate::Regressor::Ssr {
@@ -147,14 +170,24 @@ impl NumClip {
 }
 
 fn fold_adapter(net: &mut ConvNet, adapter: &AdapterWeights, dim: usize) {
-    let Some(last) = net.nodes.len().checked_sub(1) else { return };
+    let Some(last) = net.nodes.len().checked_sub(1) else {
+        return;
+    };
     let embedding = Value::Node(last);
     let bottleneck = adapter.down.len() / dim;
-    let share = if adapter.ratio < 1.0 { adapter.ratio / (1.0 - adapter.ratio) } else { 1.0 };
+    let share = if adapter.ratio < 1.0 {
+        adapter.ratio / (1.0 - adapter.ratio)
+    } else {
+        1.0
+    };
     let up: Vec<f32> = adapter.up.iter().map(|weight| weight * share).collect();
     let down = linear(adapter.down.clone(), [bottleneck, dim]);
     let down = net.push("adapter.down", Op::Conv(down), vec![embedding]);
-    let up = net.push("adapter.up", Op::Conv(linear(up, [dim, bottleneck])), vec![down]);
+    let up = net.push(
+        "adapter.up",
+        Op::Conv(linear(up, [dim, bottleneck])),
+        vec![down],
+    );
     if adapter.ratio < 1.0 {
         net.push("adapter.mix", Op::Add, vec![embedding, up]);
     }
@@ -193,16 +226,31 @@ mod tests {
     #[test]
     fn the_folded_adapter_points_the_same_way() {
         let device = Device::flex();
-        let bins: Vec<Bin> =
-            (0..3).map(|i| Bin { label: i.to_string(), start: i as f32, end: i as f32 }).collect();
+        let bins: Vec<Bin> = (0..3)
+            .map(|i| Bin {
+                label: i.to_string(),
+                start: i as f32,
+                end: i as f32,
+            })
+            .collect();
         let image: Vec<f32> = (0..3 * 32 * 32).map(|i| (i as f32 * 0.37).sin()).collect();
         for ratio in [0.2, 0.8, 1.0] {
-            let adapter = Some(AdapterConfig { reduction: 2, ratio });
-            let model = HeadConfig { adapter, ..HeadConfig::default() }.build(encoder(&device), &bins, &device);
+            let adapter = Some(AdapterConfig {
+                reduction: 2,
+                ratio,
+            });
+            let model = HeadConfig {
+                adapter,
+                ..HeadConfig::default()
+            }
+            .build(encoder(&device), &bins, &device);
             let tensor = Tensor::from_data(TensorData::new(image.clone(), [1, 3, 32, 32]), &device);
             let expected: Vec<f32> = model.embed(tensor).into_data_as::<f32>().iter().collect();
             let folded = model.fold(32).forward(&image);
-            assert!(::numclip::verify::cosine(&expected, &folded) > 0.99999, "ratio {ratio}");
+            assert!(
+                ::numclip::verify::cosine(&expected, &folded) > 0.99999,
+                "ratio {ratio}"
+            );
         }
     }
 }

@@ -39,8 +39,16 @@ impl Affine {
     /// Covers what `plan` makes of pixels. Where mean and deviation are the
     /// same multiple of 1/255 in every channel, levels are the pixels themselves.
     pub fn of_input(plan: &Plan) -> Self {
-        let ends = |pixel: f32| plan.mean.iter().zip(plan.std).map(move |(mean, std)| (pixel - mean) / std);
-        Self::covering(ends(0.0).fold(f32::MAX, f32::min), ends(1.0).fold(f32::MIN, f32::max))
+        let ends = |pixel: f32| {
+            plan.mean
+                .iter()
+                .zip(plan.std)
+                .map(move |(mean, std)| (pixel - mean) / std)
+        };
+        Self::covering(
+            ends(0.0).fold(f32::MAX, f32::min),
+            ends(1.0).fold(f32::MIN, f32::max),
+        )
     }
 
     /// The level nearest to `value`, halves to even, saturating.
@@ -62,14 +70,23 @@ impl Affine {
 /// taken off the bias (Nagel et al., ICCV 2019, §4.2).
 pub fn quantize_conv(conv: &Conv, input_scale: f32, input_mean: &[f32]) -> QuantizedConv {
     let per_output = conv.shape[1..].iter().product::<usize>().max(1);
-    let mut quantized = QuantizedConv { weight: Vec::new(), scales: Vec::new(), bias: Vec::new() };
+    let mut quantized = QuantizedConv {
+        weight: Vec::new(),
+        scales: Vec::new(),
+        bias: Vec::new(),
+    };
     for (output, weights) in conv.weight.chunks_exact(per_output).enumerate() {
         let scale = channel_scale(weights, conv.bias[output], input_scale);
-        let levels: Vec<i8> =
-            weights.iter().map(|weight| (weight / scale).round_ties_even().clamp(-127.0, 127.0) as i8).collect();
+        let levels: Vec<i8> = weights
+            .iter()
+            .map(|weight| (weight / scale).round_ties_even().clamp(-127.0, 127.0) as i8)
+            .collect();
         let correction = mean_error(conv, output, weights, &levels, scale, input_mean);
-        let bias = f64::from(conv.bias[output] + correction) / (f64::from(input_scale) * f64::from(scale));
-        quantized.bias.push(bias.round_ties_even().clamp(-MAX_BIAS, MAX_BIAS) as i32);
+        let bias =
+            f64::from(conv.bias[output] + correction) / (f64::from(input_scale) * f64::from(scale));
+        quantized
+            .bias
+            .push(bias.round_ties_even().clamp(-MAX_BIAS, MAX_BIAS) as i32);
         quantized.weight.extend(levels);
         quantized.scales.push(scale);
     }
@@ -82,19 +99,34 @@ const MAX_BIAS: f64 = 1_073_741_824.0;
 /// Symmetric scale of one output channel. A channel whose weights vanish
 /// beside its bias gets a coarser scale, so that the bias still fits.
 fn channel_scale(weights: &[f32], bias: f32, input_scale: f32) -> f32 {
-    let largest = weights.iter().fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
+    let largest = weights
+        .iter()
+        .fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
     let for_bias = f64::from(bias.abs()) / (f64::from(input_scale) * MAX_BIAS);
     (largest / 127.0).max(for_bias as f32).max(1e-12)
 }
 
-fn mean_error(conv: &Conv, output: usize, weights: &[f32], levels: &[i8], scale: f32, input_mean: &[f32]) -> f32 {
+fn mean_error(
+    conv: &Conv,
+    output: usize,
+    weights: &[f32],
+    levels: &[i8],
+    scale: f32,
+    input_mean: &[f32],
+) -> f32 {
     let kernel = conv.shape[2] * conv.shape[3];
     let first = output / (conv.shape[0] / conv.groups) * conv.shape[1];
     let Some(means) = input_mean.get(first..first + conv.shape[1]) else {
         return 0.0;
     };
-    let errors = weights.iter().zip(levels).map(|(weight, level)| weight - f32::from(*level) * scale);
-    errors.enumerate().map(|(index, error)| error * means[index / kernel]).sum()
+    let errors = weights
+        .iter()
+        .zip(levels)
+        .map(|(weight, level)| weight - f32::from(*level) * scale);
+    errors
+        .enumerate()
+        .map(|(index, error)| error * means[index / kernel])
+        .sum()
 }
 
 #[cfg(test)]
@@ -107,7 +139,11 @@ mod tests {
     #[test]
     fn pixels_are_levels_where_the_plan_allows() {
         let half = 128.0 / 255.0;
-        let plan = Plan { mean: [half; 3], std: [half; 3], ..Plan::clip(8) };
+        let plan = Plan {
+            mean: [half; 3],
+            std: [half; 3],
+            ..Plan::clip(8)
+        };
         let affine = Affine::of_input(&plan);
         let mut tensor = [0.0; 3];
         for pixel in 0..=255 {
@@ -158,14 +194,21 @@ mod tests {
         };
         let mean = [3.0, 0.5, 2.0, 7.0];
         let output = |quantized: &QuantizedConv| -> f32 {
-            let products: f32 =
-                quantized.weight.iter().zip(mean).map(|(w, x)| f32::from(*w) * quantized.scales[0] * x).sum();
+            let products: f32 = quantized
+                .weight
+                .iter()
+                .zip(mean)
+                .map(|(w, x)| f32::from(*w) * quantized.scales[0] * x)
+                .sum();
             products + quantized.bias[0] as f32 * quantized.scales[0] * 1e-4
         };
         let exact: f32 = conv.weight.iter().zip(mean).map(|(w, x)| w * x).sum();
         let plain = (output(&quantize_conv(&conv, 1e-4, &[])) - exact).abs();
         let corrected = (output(&quantize_conv(&conv, 1e-4, &mean)) - exact).abs();
-        assert!(corrected < 1e-5 && plain > 10.0 * corrected, "{plain} {corrected}");
+        assert!(
+            corrected < 1e-5 && plain > 10.0 * corrected,
+            "{plain} {corrected}"
+        );
     }
 
     #[test]

@@ -3,9 +3,10 @@
 
 use prost::Message as _;
 use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
-    ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataType, tensor_shape_proto::Dimension,
-    tensor_shape_proto::dimension, type_proto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+    TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType,
+    tensor_proto::DataType, tensor_shape_proto::Dimension, tensor_shape_proto::dimension,
+    type_proto,
 };
 
 use crate::graph::{Activation, Conv, ConvNet, Op, Value};
@@ -32,7 +33,13 @@ pub enum Attribute<'a> {
 
 impl Builder {
     /// Appends a node; its output bears its name.
-    pub fn node(&mut self, op: &str, name: &str, inputs: &[&str], attributes: &[Attribute<'_>]) -> String {
+    pub fn node(
+        &mut self,
+        op: &str,
+        name: &str,
+        inputs: &[&str],
+        attributes: &[Attribute<'_>],
+    ) -> String {
         self.nodes.push(NodeProto {
             op_type: op.into(),
             name: name.into(),
@@ -46,13 +53,19 @@ impl Builder {
 
     /// A constant of 32-bit floats.
     pub fn floats(&mut self, name: &str, dims: &[usize], values: &[f32]) -> String {
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         self.constant(name, dims, DataType::Float, bytes)
     }
 
     /// A constant of 32-bit signed integers.
     pub fn ints(&mut self, name: &str, dims: &[usize], values: &[i32]) -> String {
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         self.constant(name, dims, DataType::Int32, bytes)
     }
 
@@ -63,7 +76,12 @@ impl Builder {
 
     /// A constant of 8-bit signed integers.
     pub fn signed_bytes(&mut self, name: &str, dims: &[usize], values: &[i8]) -> String {
-        self.constant(name, dims, DataType::Int8, values.iter().map(|value| value.cast_unsigned()).collect())
+        self.constant(
+            name,
+            dims,
+            DataType::Int8,
+            values.iter().map(|value| value.cast_unsigned()).collect(),
+        )
     }
 
     /// Ends the network at `last` (`[N, D, 1, 1]`), flattened to the output,
@@ -76,11 +94,20 @@ impl Builder {
 
     /// As [`Builder::finish`], with each of `taps` (`[N, C, H, W]`) as an output instead.
     pub fn finish_tapped(self, taps: &[(&str, [usize; 3])], input: [usize; 3]) -> Vec<u8> {
-        let outputs = taps.iter().map(|(name, shape)| float_value(name, shape)).collect();
+        let outputs = taps
+            .iter()
+            .map(|(name, shape)| float_value(name, shape))
+            .collect();
         self.model(input, outputs).encode_to_vec()
     }
 
-    fn constant(&mut self, name: &str, dims: &[usize], data_type: DataType, raw_data: Vec<u8>) -> String {
+    fn constant(
+        &mut self,
+        name: &str,
+        dims: &[usize],
+        data_type: DataType,
+        raw_data: Vec<u8>,
+    ) -> String {
         self.initializers.push(TensorProto {
             name: name.into(),
             dims: dims.iter().map(|&dim| dim as i64).collect(),
@@ -96,7 +123,10 @@ impl Builder {
             ir_version: 8,
             producer_name: "numclip-trainer".into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
-            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 13 }],
+            opset_import: vec![OperatorSetIdProto {
+                domain: String::new(),
+                version: 13,
+            }],
             graph: Some(GraphProto {
                 name: "encoder".into(),
                 node: self.nodes,
@@ -142,7 +172,12 @@ pub fn float_tapped(net: &ConvNet) -> Vec<u8> {
     let mut builder = Builder::default();
     float_nodes(&mut builder, net);
     let shapes = net.output_shapes();
-    let taps: Vec<_> = net.nodes.iter().zip(shapes).map(|(node, shape)| (node.name.as_str(), shape)).collect();
+    let taps: Vec<_> = net
+        .nodes
+        .iter()
+        .zip(shapes)
+        .map(|(node, shape)| (node.name.as_str(), shape))
+        .collect();
     builder.finish_tapped(&taps, net.input)
 }
 
@@ -165,7 +200,11 @@ pub fn conv_attributes(conv: &Conv) -> [Attribute<'static>; 4] {
 fn float_nodes(builder: &mut Builder, net: &ConvNet) -> String {
     let mut last = INPUT.to_owned();
     for node in &net.nodes {
-        let inputs: Vec<&str> = node.inputs.iter().map(|&value| value_name(net, value)).collect();
+        let inputs: Vec<&str> = node
+            .inputs
+            .iter()
+            .map(|&value| value_name(net, value))
+            .collect();
         last = match &node.op {
             Op::Conv(conv) => float_conv(builder, &node.name, inputs[0], conv),
             Op::Add => builder.node("Add", &node.name, &inputs, &[]),
@@ -203,18 +242,26 @@ fn float_conv(builder: &mut Builder, name: &str, input: &str, conv: &Conv) -> St
 }
 
 fn float_value(name: &str, shape: &[usize]) -> ValueInfoProto {
-    let batch = Dimension { value: Some(dimension::Value::DimParam("N".into())), ..Dimension::default() };
+    let batch = Dimension {
+        value: Some(dimension::Value::DimParam("N".into())),
+        ..Dimension::default()
+    };
     let sizes = shape.iter().map(|&size| Dimension {
         value: Some(dimension::Value::DimValue(size as i64)),
         ..Dimension::default()
     });
     let tensor = type_proto::Tensor {
         elem_type: DataType::Float as i32,
-        shape: Some(TensorShapeProto { dim: std::iter::once(batch).chain(sizes).collect() }),
+        shape: Some(TensorShapeProto {
+            dim: std::iter::once(batch).chain(sizes).collect(),
+        }),
     };
     ValueInfoProto {
         name: name.into(),
-        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() }),
+        r#type: Some(TypeProto {
+            value: Some(type_proto::Value::TensorType(tensor)),
+            ..TypeProto::default()
+        }),
         ..ValueInfoProto::default()
     }
 }

@@ -8,7 +8,8 @@ use numclip::estimate::Estimate;
 use super::{EpochPoint, EstimatePoint, NamedMetrics, RunReport, StepPoint, write_html};
 use crate::config::Config;
 use crate::fit::{
-    EpochRecord, FitError, Prepared, Provenance, Run, StepRecord, Weights, evaluate, loader, prepare, untrained,
+    EpochRecord, FitError, Prepared, Provenance, Run, StepRecord, Weights, evaluate, loader,
+    prepare, untrained,
 };
 
 /// What a trained or exported model was measured on.
@@ -29,7 +30,10 @@ pub struct Measured {
 pub fn of_run(folder: &Path, measured: Measured) -> Result<PathBuf, FitError> {
     let (run, config, provenance) = Run::read(folder)?;
     let (steps, epochs) = run.history()?;
-    let fail = |error: &dyn std::fmt::Display| FitError::File { path: folder.into(), message: error.to_string() };
+    let fail = |error: &dyn std::fmt::Display| FitError::File {
+        path: folder.into(),
+        message: error.to_string(),
+    };
     let report = RunReport {
         title: config.task.name.clone(),
         subtitle: provenance.text.to_string(),
@@ -39,7 +43,11 @@ pub fn of_run(folder: &Path, measured: Measured) -> Result<PathBuf, FitError> {
         epochs: epochs.iter().map(epoch_point).collect(),
         results: measured.results,
         estimates_of: measured.estimates_of,
-        coverage: measured.estimates.iter().any(|e| e.interval.is_some()).then_some(config.export.coverage),
+        coverage: measured
+            .estimates
+            .iter()
+            .any(|e| e.interval.is_some())
+            .then_some(config.export.coverage),
         estimates: measured.estimates,
         provenance: facts(&config, &provenance),
         config: toml::to_string(&config).map_err(|error| fail(&error))?,
@@ -58,11 +66,18 @@ pub fn measure_best(folder: &Path) -> Result<Measured, FitError> {
     let prepared = prepare(&config, &device)?;
     let model = run.load(untrained(&config, &prepared, &device)?, Weights::Best)?;
     let splits = &prepared.splits;
-    let (name, indices) = if splits.test.is_empty() { ("val", &splits.val) } else { ("test", &splits.test) };
+    let (name, indices) = if splits.test.is_empty() {
+        ("val", &splits.val)
+    } else {
+        ("test", &splits.test)
+    };
     let loader = loader(&config, &prepared, indices, None)?;
     let evaluation = evaluate(&config, &prepared, &model, &loader)?;
     let name = format!("{name}, f32");
-    let named = |metrics| NamedMetrics { name: name.clone(), metrics };
+    let named = |metrics| NamedMetrics {
+        name: name.clone(),
+        metrics,
+    };
     Ok(Measured {
         results: evaluation.metrics.into_iter().map(named).collect(),
         estimates: points(&prepared, &evaluation.indices, &evaluation.estimates),
@@ -71,7 +86,11 @@ pub fn measure_best(folder: &Path) -> Result<Measured, FitError> {
 }
 
 /// Estimates of the images at `indices` as points of the report.
-pub fn points(prepared: &Prepared, indices: &[usize], estimates: &[Estimate]) -> Vec<EstimatePoint> {
+pub fn points(
+    prepared: &Prepared,
+    indices: &[usize],
+    estimates: &[Estimate],
+) -> Vec<EstimatePoint> {
     let samples = prepared.dataset.samples();
     let point = |(&index, estimate): (&usize, &Estimate)| EstimatePoint {
         name: samples[index].name.clone(),
@@ -108,9 +127,15 @@ fn facts(config: &Config, provenance: &Provenance) -> Vec<(String, String)> {
         ("Trainer", provenance.trainer.clone()),
         ("Data", config.data.description.clone()),
         ("Data digest", provenance.data_digest.clone()),
-        ("Images", format!("{train} for training, {val} for validation, {test} for test")),
+        (
+            "Images",
+            format!("{train} for training, {val} for validation, {test} for test"),
+        ),
         ("Bin embeddings", provenance.text.to_string()),
-        ("Ordinality of the bin embeddings", format!("{:.2}", provenance.ordinality)),
+        (
+            "Ordinality of the bin embeddings",
+            format!("{:.2}", provenance.ordinality),
+        ),
         ("Seed", config.train.seed.to_string()),
     ];
     pairs.map(|(name, value)| (name.to_owned(), value)).to_vec()

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use numclip::bundle::Precision;
-use numclip_trainer::report;
 use numclip_trainer::export::{Exported, Options, export};
+use numclip_trainer::report;
 
 /// Turn a run's best weights into a bundle for numclip.
 ///
@@ -43,7 +43,12 @@ impl Export {
             Kind::F32 => Precision::F32,
         };
         let stage = |name: &str| eprintln!("{name} …");
-        let exported = export(&Options { run: &self.run, out: &self.out, precision, stage: &stage })?;
+        let exported = export(&Options {
+            run: &self.run,
+            out: &self.out,
+            precision,
+            stage: &stage,
+        })?;
         print(&exported);
         let page = report::of_run(&self.run, exported.measured)?;
         eprintln!("report: {}", page.display());
@@ -53,13 +58,21 @@ impl Export {
 }
 
 fn print(exported: &Exported) {
-    println!("{:<6} {:<9} {:>6} {:>8} {:>8} {:>9}", "split", "precision", "images", "mae", "rmse", "accuracy");
+    println!(
+        "{:<6} {:<9} {:>6} {:>8} {:>8} {:>9}",
+        "split", "precision", "images", "mae", "rmse", "accuracy"
+    );
     for report in &exported.reports {
         let metrics = &report.metrics;
         let precision = format!("{:?}", report.precision).to_lowercase();
         println!(
             "{:<6} {:<9} {:>6} {:>8.4} {:>8.4} {:>9.4}",
-            report.split, precision, metrics.count, metrics.mae, metrics.rmse, metrics.accuracy_expectation
+            report.split,
+            precision,
+            metrics.count,
+            metrics.mae,
+            metrics.rmse,
+            metrics.accuracy_expectation
         );
     }
     println!(

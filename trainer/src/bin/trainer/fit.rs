@@ -8,7 +8,6 @@ use numclip_trainer::config::Config;
 use numclip_trainer::fit::{Options, Outcome, fit};
 use numclip_trainer::report;
 
-
 /// Train the model that a task file describes.
 ///
 /// Everything about the run is kept in its folder: the resolved task file, what
@@ -45,18 +44,33 @@ enum Device {
 impl Fit {
     pub fn run(self) -> Result<()> {
         let config = Config::read(&self.task)?;
-        let out = self.out.unwrap_or_else(|| Path::new("runs").join(&config.task.name));
+        let out = self
+            .out
+            .unwrap_or_else(|| Path::new("runs").join(&config.task.name));
         let interrupt = crate::interrupt_flag()?;
-        let options = Options { out: &out, resume: self.resume, interrupt: &interrupt };
+        let options = Options {
+            out: &out,
+            resume: self.resume,
+            interrupt: &interrupt,
+        };
         let outcome = fit(&config, &options)?;
         if outcome.interrupted {
-            bail!("stopped in epoch {}; go on with: trainer fit {} --out {} --resume", outcome.epochs + 1, self.task.display(), out.display());
+            bail!(
+                "stopped in epoch {}; go on with: trainer fit {} --out {} --resume",
+                outcome.epochs + 1,
+                self.task.display(),
+                out.display()
+            );
         }
-        
+
         let page = report::of_run(&out, report::measure_best(&out)?)?;
         eprintln!("{}", summary(&config, &outcome));
         eprintln!("report: {}", page.display());
-        eprintln!("next:   trainer export {} --out models/{}", out.display(), config.task.name);
+        eprintln!(
+            "next:   trainer export {} --out models/{}",
+            out.display(),
+            config.task.name
+        );
         Ok(())
     }
 }
@@ -67,6 +81,9 @@ fn summary(config: &Config, outcome: &Outcome) -> String {
             "best:   epoch {}, validation mae {:.4} {} over {} images",
             outcome.best_epoch, metrics.mae, config.task.unit, metrics.count
         ),
-        None => format!("done:   {} epochs, without validation images", outcome.epochs),
+        None => format!(
+            "done:   {} epochs, without validation images",
+            outcome.epochs
+        ),
     }
 }

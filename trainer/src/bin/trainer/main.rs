@@ -12,12 +12,16 @@ use clap::Parser;
 
 /// Fine-tunes a NumCLIP image encoder and exports it as a quantised bundle.
 #[derive(Parser)]
-#[command(version, max_term_width = 100, after_help = "\
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "\
 Examples:
   trainer synth gauge --out data/gauge -n 6000 --seed 1
   trainer fit trainer/tasks/gauge.toml
   trainer export runs/gauge --out models/gauge
-  numclip predict --model models/gauge photo.jpg")]
+  numclip predict --model models/gauge photo.jpg"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -51,14 +51,25 @@ impl Synth {
 
 impl Gauge {
     fn run(self) -> Result<()> {
-        let set = gauge::GaugeSet { count: self.n, seed: self.seed, size: self.size, format: gauge::ImageFormat::default() };
+        let set = gauge::GaugeSet {
+            count: self.n,
+            seed: self.seed,
+            size: self.size,
+            format: gauge::ImageFormat::default(),
+        };
         let bar = ProgressBar::new(self.n);
-        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} ({per_sec}, {eta} left)") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:40} {pos}/{len} ({per_sec}, {eta} left)")
+        {
             bar.set_style(style);
         }
         gauge::write_dataset(&self.out, &set, || bar.inc(1))?;
         bar.finish_and_clear();
-        eprintln!("{} pictures with their labels: {}", self.n, self.out.join("labels.csv").display());
+        eprintln!(
+            "{} pictures with their labels: {}",
+            self.n,
+            self.out.join("labels.csv").display()
+        );
         Ok(())
     }
 }
