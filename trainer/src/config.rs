@@ -15,7 +15,7 @@ use crate::data::{Augment, Columns, Sampling, SplitPlan, Weighting};
 use crate::model::numclip::HeadConfig;
 use crate::model::{Architecture, EncoderConfig, Norm, Padding};
 use crate::quantize::calibrate::RangeMethod;
-use crate::optim::{OptimConfig, Schedule};
+use crate::optim::{OptimConfig, OptimError, Schedule};
 use crate::text::{Placement, TextConfig};
 
 /// Everything a run depends on.
@@ -235,6 +235,9 @@ pub enum ConfigErrorKind {
     /// The preprocessing cannot be carried out.
     #[error("{0}")]
     Plan(#[from] PlanError),
+    /// The learning-rate schedule does not work.
+    #[error("train.schedule: {0}")]
+    Schedule(#[from] OptimError),
     /// A value is out of bounds.
     #[error("{field}: expected {expected}, got {got}")]
     Value {
@@ -305,6 +308,7 @@ impl Config {
         require(low.is_finite() && high.is_finite() && low < high, "task.range", "two finite numbers, ascending", &self.task.range)?;
         require(scale.is_finite() && scale > 0.0, "model.head.logit_scale", "a positive number", &scale)?;
         require(text.weights.is_none() || text.embeddings.is_none(), "text", "weights or embeddings", &"both")?;
+        self.train.schedule.validate()?;
         self.check_train()
     }
 

@@ -17,6 +17,7 @@ use numclip::bundle::{
     Provenance, Report, SCHEMA, TaskSection,
 };
 use numclip::encode::EncodeError;
+use numclip::estimate::{Calibration, Estimator};
 use numclip::pipeline::Pipeline;
 use numclip::verify::{ReplayError, replay};
 use rand::SeedableRng as _;
@@ -25,7 +26,8 @@ use rand_chacha::ChaCha8Rng;
 use thiserror::Error;
 
 use crate::config::Config;
-use crate::fit::{FitError, Prepared, Run, loader, prepare, untrained};
+use crate::fit::{FitError, Prepared, Run, Weights, embed_all, loader, prepare, untrained};
+use crate::report::{Measured, NamedMetrics, points};
 use crate::graph::ConvNet;
 use crate::model::numclip::NumClip;
 use crate::quantize::affine::Affine;
@@ -50,6 +52,8 @@ pub struct Options<'a> {
 pub struct Exported {
     /// Measures of both precisions, as the bundle holds them.
     pub reports: Vec<Report>,
+    /// The same for the report, with the estimates of the exported encoder.
+    pub measured: Measured,
     /// Size of the encoder, bytes.
     pub encoder_bytes: usize,
     /// Multiply-accumulates for one picture.
@@ -121,7 +125,7 @@ pub fn export(options: &Options<'_>) -> Result<Exported, ExportError> {
     if prepared.digest != recorded.data_digest {
         return Err(ExportError::Data { expected: recorded.data_digest, got: prepared.digest });
     }
-    let model = run.load_best(untrained(&config, &prepared, &device)?)?.valid();
+    let model = run.load(untrained(&config, &prepared, &device)?, Weights::Best)?.valid();
     let net = model.fold(config.preprocess.size as usize);
     let export = Export { config: &config, prepared: &prepared, model: &model, net: &net, options };
     export.run()
@@ -162,6 +166,7 @@ impl Export<'_> {
             encoder_bytes: bytes.len(),
             macs: self.net.macs(),
             lowest_cosine: float.lowest_cosine(&int8),
+            measured: self.measured(chosen, &estimator, &reports),
             reports: reports.clone(),
         };
         let golden = golden::cases(self.config, self.prepared, &bytes, &estimator)?;
@@ -182,8 +187,8 @@ impl Export<'_> {
     fn check_fold(&self, float: &Encoded) -> Result<(), ExportError> {
         let indices: Vec<usize> = float.val.indices.iter().take(self.config.train.batch_size).copied().collect();
         let loader = loader(self.config, self.prepared, &indices, None)?;
-        let (trained, _) = crate::fit::embed_all(self.config, self.model, &loader)?;
-        for (position, embedding) in trained.iter().enumerate() {
+        let trained = embed_all(self.config, self.model, &loader)?;
+        for (position, embedding) in trained.embeddings.iter().enumerate() {
             let cosine = numclip::verify::cosine(embedding, &float.val.embeddings[position]);
             if cosine < MIN_COSINE {
                 let image = self.prepared.dataset.samples()[indices[position]].path.clone();
@@ -204,7 +209,22 @@ impl Export<'_> {
         Ok(int8::int8(self.net, Affine::of_input(&self.config.preprocess), &taps, export.bias_correction))
     }
 
-    fn manifest(&self, interval: Option<numclip::estimate::Calibration>, report: Vec<Report>) -> Manifest {
+    fn measured(&self, chosen: &Encoded, estimator: &Estimator, reports: &[Report]) -> Measured {
+        let precision = |precision: Precision| format!("{precision:?}").to_lowercase();
+        let (split, embedded) = chosen.most_telling();
+        let estimates: Vec<_> = embedded.embeddings.iter().map(|e| estimator.estimate(e)).collect();
+        let named = |report: &Report| NamedMetrics {
+            name: format!("{}, {}", report.split, precision(report.precision)),
+            metrics: report.metrics.clone(),
+        };
+        Measured {
+            results: reports.iter().map(named).collect(),
+            estimates_of: format!("{split}, {}", precision(self.options.precision)),
+            estimates: points(self.prepared, &embedded.indices, &estimates),
+        }
+    }
+
+    fn manifest(&self, interval: Option<Calibration>, report: Vec<Report>) -> Manifest {
         let (config, prepared) = (self.config, self.prepared);
         Manifest {
             schema: SCHEMA,

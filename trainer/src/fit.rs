@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor, TensorData};
 use numclip::metrics::Metrics;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::Config;
@@ -27,7 +26,8 @@ use checkpoint::{Counters, Sums};
 use objective::Objective;
 use progress::Progress;
 
-pub use evaluate::{Evaluation, embed_all, evaluate};
+pub use checkpoint::Weights;
+pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
 pub use prepare::{Prepared, prepare, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
 

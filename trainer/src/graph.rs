@@ -81,7 +81,7 @@ impl ConvNet {
     /// The embedding of one image.
     ///
     /// `image` holds the values of one `[C, H, W]` tensor of shape [`ConvNet::input`]. Plain loops
-    /// in the order of the definition: meant for tests and small images, not for speed.
+    /// in the order of the definition, sums in double precision: meant for tests, not for speed.
     pub fn forward(&self, image: &[f32]) -> Vec<f32> {
         let shapes = self.output_shapes();
         let mut outputs: Vec<Vec<f32>> = Vec::with_capacity(self.nodes.len());
@@ -170,19 +170,19 @@ impl Conv {
         for channel in 0..output[0] {
             for row in 0..output[1] {
                 for column in 0..output[2] {
-                    let sum = self.bias[channel] + self.window(x, input, [channel, row, column]);
-                    y.push(self.activation.apply(sum));
+                    let sum = self.window(x, input, [channel, row, column]);
+                    y.push(self.activation.apply(sum as f32));
                 }
             }
         }
         y
     }
 
-    /// The dot product of one output channel's kernel with the window at an output position.
-    fn window(&self, x: &[f32], input: [usize; 3], [channel, row, column]: [usize; 3]) -> f32 {
+    /// Bias plus the product of one output channel's kernel with the window at an output position.
+    fn window(&self, x: &[f32], input: [usize; 3], [channel, row, column]: [usize; 3]) -> f64 {
         let [outputs, depth, kernel_height, kernel_width] = self.shape;
         let first = channel / (outputs / self.groups) * depth;
-        let mut sum = 0.0;
+        let mut sum = f64::from(self.bias[channel]);
         for c in 0..depth {
             for ky in 0..kernel_height {
                 let y = (row * self.stride[0] + ky).wrapping_sub(self.padding[0]);
@@ -191,7 +191,7 @@ impl Conv {
                     if y < input[1] && x_at < input[2] {
                         let w = ((channel * depth + c) * kernel_height + ky) * kernel_width + kx;
                         let i = ((first + c) * input[1] + y) * input[2] + x_at;
-                        sum += self.weight[w] * x[i];
+                        sum += f64::from(self.weight[w]) * f64::from(x[i]);
                     }
                 }
             }

@@ -13,5 +13,5 @@ pub mod optim;
 pub mod quantize;
 pub mod config;
 pub mod fit;
-pub mod export;
 pub mod report;
+pub mod export;

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::ExportError;
 use crate::config::Config;
-use crate::fit::{Prepared, loader};
+use crate::fit::{Embedded, Prepared, loader};
 
 /// What one network makes of the validation and test images.
 pub struct Encoded {
@@ -21,16 +21,6 @@ pub struct Encoded {
     pub test: Embedded,
 }
 
-/// Embeddings of a set of images.
-pub struct Embedded {
-    /// Positions in the data set.
-    pub indices: Vec<usize>,
-    /// `[D]` each, not normalised.
-    pub embeddings: Vec<Vec<f32>>,
-    /// In the task's unit.
-    pub labels: Vec<f32>,
-}
-
 impl Encoded {
     /// Runs the network in `bytes` over the validation and test images.
     pub fn new(config: &Config, prepared: &Prepared, name: &str, bytes: &[u8]) -> Result<Self, ExportError> {
@@ -38,6 +28,11 @@ impl Encoded {
         let model = TractModel::from_bytes(name, bytes, size, prepared.embeddings.dim)?;
         let embed = |indices: &[usize]| embed(config, prepared, &model, indices);
         Ok(Self { val: embed(&prepared.splits.val)?, test: embed(&prepared.splits.test)? })
+    }
+
+    /// The test images, or the validation images where there are none.
+    pub fn most_telling(&self) -> (&'static str, &Embedded) {
+        if self.test.labels.is_empty() { ("val", &self.val) } else { ("test", &self.test) }
     }
 
     /// Measures on both splits.
@@ -101,7 +96,7 @@ fn median(values: &[f32]) -> Option<f32> {
 /// way a device does.
 fn embed(config: &Config, prepared: &Prepared, model: &TractModel, indices: &[usize]) -> Result<Embedded, ExportError> {
     let loader = loader(config, prepared, indices, None)?;
-    let mut all = Embedded { indices: Vec::new(), embeddings: Vec::new(), labels: Vec::new() };
+    let mut all = Embedded::default();
     for batch in loader.epoch(0, 0) {
         let batch = batch.map_err(crate::fit::FitError::from)?;
         let images: Vec<&[f32]> = batch.images.chunks_exact(config.preprocess.pixel_len()).collect();

@@ -21,6 +21,16 @@ const OPTIMIZER: &str = "optimizer";
 const AVERAGE: &str = "average";
 const COUNTERS: &str = "counters";
 
+/// Which weights of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Those of the epoch with the least validation error, averaged where the
+    /// task asks for it.
+    Best,
+    /// Those of the last checkpoint.
+    Last,
+}
+
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,12 +145,15 @@ impl Run {
         write_parts(&path, &[(MODEL, model), ("epoch", epoch.to_le_bytes().to_vec())])
     }
 
-    /// Loads the weights of the best epoch into `model`.
+    /// Loads weights of the run into `model`.
     ///
     /// # Errors
     /// [`FitError::File`] when there are none, or they are of another model.
-    pub fn load_best(&self, model: NumClip) -> Result<NumClip, FitError> {
-        let path = self.best();
+    pub fn load(&self, model: NumClip, weights: Weights) -> Result<NumClip, FitError> {
+        let path = match weights {
+            Weights::Best => self.best(),
+            Weights::Last => self.checkpoint(),
+        };
         let bytes = std::fs::read(&path).map_err(|error| file_error(&path, &error))?;
         let fail = |message: String| file_error(&path, &message);
         let file = SafeTensors::deserialize(&bytes).map_err(|error| fail(error.to_string()))?;

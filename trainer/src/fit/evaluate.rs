@@ -16,8 +16,21 @@ pub struct Evaluation {
     pub estimates: Vec<Estimate>,
     /// Labels, in the task's unit.
     pub labels: Vec<f32>,
+    /// Positions in the data set.
+    pub indices: Vec<usize>,
     /// Measures; none for an empty set.
     pub metrics: Option<Metrics>,
+}
+
+/// Embeddings of a set of images.
+#[derive(Clone, Debug, Default)]
+pub struct Embedded {
+    /// `[D]` each, not normalised.
+    pub embeddings: Vec<Vec<f32>>,
+    /// In the task's unit.
+    pub labels: Vec<f32>,
+    /// Positions in the data set.
+    pub indices: Vec<usize>,
 }
 
 /// Runs `model` over all images of `loader`.
@@ -31,33 +44,29 @@ pub fn evaluate(
     loader: &Loader,
 ) -> Result<Evaluation, FitError> {
     let estimator = prepared.estimator(config, model, None)?;
-    let (embeddings, labels) = embed_all(config, model, loader)?;
+    let Embedded { embeddings, labels, indices } = embed_all(config, model, loader)?;
     let estimates: Vec<Estimate> = embeddings.iter().map(|embedding| estimator.estimate(embedding)).collect();
     let metrics = measure(&config.bin, &estimates, &labels, &config.thresholds());
-    Ok(Evaluation { estimates, labels, metrics })
+    Ok(Evaluation { estimates, labels, indices, metrics })
 }
 
-/// Embeddings (`[D]` each, not normalised) and labels of all images of `loader`.
+/// Runs the encoder of `model` over all images of `loader`.
 ///
 /// # Errors
 /// [`FitError`] when images cannot be loaded.
-pub fn embed_all(
-    config: &Config,
-    model: &NumClip,
-    loader: &Loader,
-) -> Result<(Vec<Vec<f32>>, Vec<f32>), FitError> {
+pub fn embed_all(config: &Config, model: &NumClip, loader: &Loader) -> Result<Embedded, FitError> {
     let device = Device::flex();
     let size = config.preprocess.size as usize;
-    let (mut embeddings, mut labels) = (Vec::new(), Vec::new());
+    let mut all = Embedded::default();
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
-        let count = batch.len();
-        let images = TensorData::new(batch.images, [count, 3, size, size]);
+        let images = TensorData::new(batch.images, [batch.labels.len(), 3, size, size]);
         let embedded = model.embed(Tensor::from_data(images, &device));
         let [_, dim] = embedded.dims();
         let values: Vec<f32> = embedded.into_data_as::<f32>().iter().collect();
-        embeddings.extend(values.chunks_exact(dim).map(<[f32]>::to_vec));
-        labels.extend(batch.labels);
+        all.embeddings.extend(values.chunks_exact(dim).map(<[f32]>::to_vec));
+        all.labels.extend(batch.labels);
+        all.indices.extend(batch.indices);
     }
-    Ok((embeddings, labels))
+    Ok(all)
 }

@@ -9,7 +9,7 @@ use burn::nn::BatchNorm;
 use burn::tensor::{Device, Tensor};
 use rand::Rng;
 
-use super::layers::{ConvUnit, Geometry, Kernel, Norm, Padding, batch_norm, scaled};
+use super::layers::{ConvUnit, Geometry, Kernel, Norm, Padding, batch_norm, scaled, tensor};
 use crate::graph::{Activation, ConvNet, Op, Value};
 use crate::ops;
 
@@ -162,6 +162,10 @@ impl Block {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let device = x.device();
+        if self.branches.len() > 1 && !device.is_autodiff() {
+            return self.forward_merged(x, &device);
+        }
         let branches = self
             .branches
             .iter()
@@ -171,6 +175,25 @@ impl Block {
         let skip = self.skip.iter().map(copy);
         let sum = branches.chain(skip).reduce(|sum, y| sum + y);
         ops::activate(sum.unwrap_or(x), Activation::Relu)
+    }
+
+    /// The branches as one convolution: the same result in a fraction of the time, but without a
+    /// path for gradients.
+    fn forward_merged(&self, x: Tensor<4>, device: &Device) -> Tensor<4> {
+        let [_, _, height, width] = x.dims();
+        let size = [height, width];
+        let conv = self
+            .kernel(size)
+            .into_conv(self.geometry(), Activation::Relu, size);
+        let weight = tensor(conv.weight, conv.shape, device);
+        let bias = tensor(conv.bias, [conv.shape[0]], device);
+        ops::conv2d(
+            x,
+            weight,
+            Some(bias),
+            self.geometry().window(size),
+            Activation::Relu,
+        )
     }
 
     fn fold(&self, name: &str, net: &mut ConvNet, input: Value) -> Value {

@@ -22,6 +22,7 @@ pub mod head;
 pub mod layers;
 pub mod mobilenet;
 pub mod mobileone;
+pub mod names;
 pub mod numclip;
 pub mod weights;
 
@@ -255,4 +256,239 @@ fn head(inputs: usize, outputs: usize, rng: &mut impl Rng, device: &Device) -> L
 
 fn one() -> f64 {
     1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::{ModuleMapper, ModuleVisitor};
+
+    /// Moves every value a little, so that no scale is one and no mean zero.
+    pub(super) struct Scramble(pub ChaCha8Rng);
+
+    impl ModuleMapper for Scramble {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let shape = param.lazy_shape().dims::<D>();
+            let count = shape.iter().product();
+            let noise = (0..count).map(|_| self.0.random_range(-0.3..0.3)).collect();
+            param.map(|values| {
+                let noise = layers::tensor(noise, shape, &values.device());
+                (values * (noise.clone() + 1.0) + noise * 0.3).detach()
+            })
+        }
+    }
+
+    /// An encoder with moved values whose running statistics have seen some data.
+    pub(super) fn used(config: &EncoderConfig) -> ImageEncoder {
+        let device = Device::flex().autodiff();
+        let encoder = config.init(3, &device).unwrap();
+        let encoder = encoder.map(&mut Scramble(ChaCha8Rng::seed_from_u64(5)));
+        let images = layers::tensor(picture([64, 128]), [2, 3, 64, 64], &device);
+        (0..20).for_each(|_| drop(encoder.forward(images.clone())));
+        encoder.valid()
+    }
+
+    pub(super) fn embed(
+        encoder: &ImageEncoder,
+        image: &[f32],
+        size: [usize; 2],
+        device: &Device,
+    ) -> Vec<f32> {
+        let input = layers::tensor(image.to_vec(), [1, 3, size[0], size[1]], device);
+        encoder.forward(input).into_data().iter::<f32>().collect()
+    }
+
+    pub(super) fn assert_close(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+        assert_eq!(got.len(), expected.len(), "{what}");
+        let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        for (g, e) in got.iter().zip(expected) {
+            assert!(
+                (g - e).abs() <= tolerance * largest,
+                "{what}: {g}, expected {e}"
+            );
+        }
+    }
+
+    pub(super) fn picture(size: [usize; 2]) -> Vec<f32> {
+        (0..3 * size[0] * size[1])
+            .map(|i| (i as f32 * 0.37).sin())
+            .collect()
+    }
+
+    fn config(text: &str) -> EncoderConfig {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn folding_changes_no_embedding() {
+        for text in [
+            "architecture = 'mobileone-s0'\nwidth = 0.5",
+            "architecture = 'mobileone-s0'\nwidth = 0.25\npadding = 'same'\nbranches = 2",
+            "architecture = 'mobileone-s1'\nwidth = 0.25\nnorm = 'folded'",
+            "architecture = 'mobilenet-v2'\nwidth = 0.5",
+            "architecture = 'mobilenet-v2'\nwidth = 0.35\npadding = 'same'",
+            "architecture = 'mobilenet-v2'\nwidth = 0.5\nnorm = 'folded'",
+        ] {
+            let encoder = used(&config(&format!("{text}\nembedding = 12")));
+            for size in [[64, 64], [45, 38]] {
+                let (image, net) = (picture(size), encoder.fold(size));
+                assert_eq!(net.output_shapes().last(), Some(&[12, 1, 1]));
+                let what = format!("{text} at {size:?}");
+                // Residual sums of a random network amplify the rounding of single precision.
+                let tolerance = if text.contains("mobileone") {
+                    1e-5
+                } else {
+                    5e-5
+                };
+                let expected = net.forward(&image);
+                // With gradients in sight the branches stay apart, without them they are merged.
+                for device in [Device::flex(), Device::flex().autodiff()] {
+                    let got = embed(&encoder, &image, size, &device);
+                    assert_close(&got, &expected, tolerance, &what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_papers() {
+        // Multiply-accumulates at 224 px without a classifier: MobileNetV2 300 M (of which the
+        // classifier 1.3 M), MobileOne-S0 275 M and S1 825 M (classifier 1.0 and 1.3 M).
+        for (architecture, millions) in [
+            ("mobilenet-v2", 299.5),
+            ("mobileone-s0", 273.5),
+            ("mobileone-s1", 823.0),
+        ] {
+            let text = format!("architecture = '{architecture}'\nembedding = 1\nnorm = 'folded'");
+            let encoder = config(&text).init(0, &Device::flex()).unwrap();
+            let macs = encoder.fold([224, 224]).macs() as f64 / 1e6;
+            assert!((macs - millions).abs() < 1.5, "{architecture}: {macs}");
+        }
+    }
+
+    #[test]
+    fn seeds_decide_all_values() {
+        let config = config("architecture = 'mobileone-s0'\nwidth = 0.25\nembedding = 4");
+        let fold = |seed| config.init(seed, &Device::flex()).unwrap().fold([32, 32]);
+        assert_eq!(fold(1), fold(1));
+        assert_ne!(fold(1), fold(2));
+    }
+
+    #[test]
+    fn threads_change_no_bit() {
+        for text in [
+            "architecture = 'mobileone-s0'",
+            "architecture = 'mobilenet-v2'",
+        ] {
+            let config = config(&format!("{text}\nwidth = 0.25\nembedding = 4"));
+            let step = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                pool.install(|| gradient_bits(&config))
+            };
+            assert_eq!(step(1), step(5), "{text}");
+        }
+    }
+
+    /// The exact gradients of a loss over five images.
+    fn gradient_bits(config: &EncoderConfig) -> Vec<Vec<u8>> {
+        let device = Device::flex().autodiff();
+        let encoder = config.init(0, &device).unwrap();
+        let images = layers::tensor(picture([64, 160]), [5, 3, 64, 32], &device);
+        let grads = encoder.forward(images).powf_scalar(2.0).sum().backward();
+        let mut bits = Gradients {
+            grads,
+            bits: Vec::new(),
+        };
+        encoder.visit(&mut bits);
+        bits.bits
+    }
+
+    struct Gradients {
+        grads: burn::tensor::Gradients,
+        bits: Vec<Vec<u8>>,
+    }
+
+    impl ModuleVisitor for Gradients {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let gradient = param.val().grad(&self.grads);
+            self.bits
+                .extend(gradient.map(|g| g.into_data().as_bytes().to_vec()));
+        }
+    }
+
+    #[test]
+    fn training_reaches_every_parameter() {
+        for (text, units) in [
+            // Stem of one branch and a scale; 21 pairs of two branches, a scale for the depthwise.
+            ("architecture = 'mobileone-s0'\nbranches = 2", 2 + 21 * 5),
+            ("architecture = 'mobilenet-v2'", 52),
+        ] {
+            let config = config(&format!("{text}\nwidth = 0.25\nembedding = 4"));
+            // Kernel, scale and offset of each unit, scale and offset of the skips, the head.
+            let skips = match config.architecture {
+                Architecture::MobileNetV2 => 0,
+                _ => 17 + 18,
+            };
+            assert_eq!(
+                gradient_bits(&config).len(),
+                3 * units + 2 * skips + 2,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn bad_configurations_are_refused() {
+        let base = EncoderConfig {
+            architecture: Architecture::MobileOneS0,
+            width: 1.0,
+            embedding: 8,
+            padding: Padding::Symmetric,
+            norm: Norm::Batch,
+            branches: None,
+        };
+        let folded = EncoderConfig {
+            norm: Norm::Folded,
+            branches: Some(2),
+            ..base.clone()
+        };
+        for (config, message) in [
+            (
+                EncoderConfig {
+                    width: 0.0,
+                    ..base.clone()
+                },
+                "width is 0",
+            ),
+            (
+                EncoderConfig {
+                    width: f64::NAN,
+                    ..base.clone()
+                },
+                "width is NaN",
+            ),
+            (
+                EncoderConfig {
+                    embedding: 0,
+                    ..base.clone()
+                },
+                "embedding is 0",
+            ),
+            (
+                EncoderConfig {
+                    branches: Some(0),
+                    ..base.clone()
+                },
+                "branches is 0",
+            ),
+            (folded, "only MobileOne"),
+        ] {
+            let error = config.init(0, &Device::flex()).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        assert!(toml::from_str::<EncoderConfig>("architecture = 'resnet'\nembedding = 1").is_err());
+    }
 }

@@ -16,25 +16,10 @@ use thiserror::Error;
 
 use super::layers::{self, ConvUnit, Norm, Padding};
 use super::mobileone::Block;
-use super::{Architecture, EncoderConfig, Features, ImageEncoder, mobilenet};
+pub use super::names::Format;
+use super::names::mobilenet_names;
+use super::{Architecture, EncoderConfig, Features, ImageEncoder};
 use crate::graph::{Conv, Op};
-
-/// How a file names its tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// timm's MobileOne with its branches (`stem.conv_kxk.0.conv.weight`).
-    TimmMobileOne,
-    /// timm's MobileOne after re-parameterisation (`stem.reparam_conv.weight`).
-    TimmMobileOneFolded,
-    /// timm's MobileNetV2 (`conv_stem.weight`).
-    TimmMobileNetV2,
-    /// torchvision's MobileNetV2 (`features.0.0.weight`).
-    TorchvisionMobileNetV2,
-    /// MobileNetV2 with folded batch normalisation and TensorFlow's padding: convolutions numbered
-    /// in network order (`conv00.conv.weight`, `conv01.dw.weight`, …). Expects input
-    /// `(x − 127.5) / 127.5`.
-    FoldedMobileNetV2,
-}
 
 /// What was loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,52 +184,6 @@ struct Source<'a> {
     path: &'a Path,
     tensors: BTreeMap<&'a str, TensorView<'a>>,
     loaded: usize,
-}
-
-impl Format {
-    const ALL: [(Self, &'static str); 5] = [
-        (Self::TimmMobileOne, "stem.conv_kxk.0.conv.weight"),
-        (Self::TimmMobileOneFolded, "stem.reparam_conv.weight"),
-        (Self::TimmMobileNetV2, "conv_stem.weight"),
-        (Self::TorchvisionMobileNetV2, "features.0.0.weight"),
-        (Self::FoldedMobileNetV2, "conv00.conv.weight"),
-    ];
-
-    fn is_folded(self) -> bool {
-        matches!(self, Self::TimmMobileOneFolded | Self::FoldedMobileNetV2)
-    }
-
-    fn is_mobileone(self) -> bool {
-        matches!(self, Self::TimmMobileOne | Self::TimmMobileOneFolded)
-    }
-
-    fn padding(self) -> Padding {
-        if self == Self::FoldedMobileNetV2 {
-            Padding::Same
-        } else {
-            Padding::Symmetric
-        }
-    }
-
-    fn classifier(self) -> &'static str {
-        match self {
-            Self::TimmMobileOne | Self::TimmMobileOneFolded => "head.",
-            Self::TimmMobileNetV2 | Self::TorchvisionMobileNetV2 => "classifier.",
-            Self::FoldedMobileNetV2 => "conv52.",
-        }
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::TimmMobileOne => "timm's MobileOne",
-            Self::TimmMobileOneFolded => "timm's re-parameterised MobileOne",
-            Self::TimmMobileNetV2 => "timm's MobileNetV2",
-            Self::TorchvisionMobileNetV2 => "torchvision's MobileNetV2",
-            Self::FoldedMobileNetV2 => "MobileNetV2 with folded batch normalisation",
-        })
-    }
 }
 
 impl fmt::Display for Loaded {
@@ -487,111 +426,5 @@ fn replaced<const D: usize>(
     param.clone().transform_for_load(tensor, param.id)
 }
 
-/// Names of convolution and batch normalisation of MobileNetV2's units, in network order.
-fn mobilenet_names(format: Format) -> Vec<[String; 2]> {
-    match format {
-        Format::TorchvisionMobileNetV2 => torchvision_names(),
-        Format::FoldedMobileNetV2 => folded_names(),
-        _ => timm_names(),
-    }
-}
-
-fn torchvision_names() -> Vec<[String; 2]> {
-    let mut names = vec![["features.0.0".to_owned(), "features.0.1".to_owned()]];
-    let expansions = mobilenet::STAGES
-        .into_iter()
-        .flat_map(|[e, _, n, _]| vec![e; n]);
-    for (index, expansion) in (1..).zip(expansions) {
-        let block = format!("features.{index}.conv");
-        let filters = if expansion == 1 { 1 } else { 2 };
-        for i in 0..filters {
-            names.push([format!("{block}.{i}.0"), format!("{block}.{i}.1")]);
-        }
-        names.push([
-            format!("{block}.{filters}"),
-            format!("{block}.{}", filters + 1),
-        ]);
-    }
-    names.push(["features.18.0".to_owned(), "features.18.1".to_owned()]);
-    names
-}
-
-fn timm_names() -> Vec<[String; 2]> {
-    let mut names = vec![["conv_stem".to_owned(), "bn1".to_owned()]];
-    for (stage, [expansion, _, repeats, _]) in mobilenet::STAGES.into_iter().enumerate() {
-        let convs: &[&str] = match expansion {
-            1 => &["conv_dw", "conv_pw"],
-            _ => &["conv_pw", "conv_dw", "conv_pwl"],
-        };
-        for repeat in 0..repeats {
-            let block = format!("blocks.{stage}.{repeat}");
-            for (number, conv) in (1..).zip(convs) {
-                names.push([format!("{block}.{conv}"), format!("{block}.bn{number}")]);
-            }
-        }
-    }
-    names.push(["conv_head".to_owned(), "bn2".to_owned()]);
-    names
-}
-
-/// The stem, then depthwise and pointwise in turn after the first block's pair, numbered through.
-fn folded_names() -> Vec<[String; 2]> {
-    timm_names()
-        .into_iter()
-        .enumerate()
-        .map(|(index, [conv, _])| {
-            let kind = if conv.ends_with("conv_dw") {
-                "dw"
-            } else {
-                "conv"
-            };
-            [format!("conv{index:02}.{kind}"), String::new()]
-        })
-        .collect()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use burn::tensor::Device;
-
-    const IMAGENET: &str = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../shared/data/weights/mobilenet-v2-imagenet/encoder.safetensors"
-    );
-
-    fn encoder(architecture: Architecture, norm: Norm, padding: Padding) -> ImageEncoder {
-        let config = EncoderConfig {
-            architecture,
-            width: 1.0,
-            embedding: 8,
-            padding,
-            norm,
-            branches: None,
-        };
-        config.init(1, &Device::flex()).unwrap()
-    }
-
-    #[test]
-    fn the_imagenet_file_loads_and_folds_to_itself() {
-        let path = Path::new(IMAGENET);
-        if !path.exists() {
-            eprintln!("skipped: {} is absent", path.display());
-            return;
-        }
-        let fresh = encoder(Architecture::MobileNetV2, Norm::Folded, Padding::Same);
-        let (loaded, report) = load(fresh, path).unwrap();
-        assert_eq!(report.format, Format::FoldedMobileNetV2);
-        assert_eq!((report.tensors, report.skipped.len()), (104, 2));
-        let image: Vec<f32> = (0..3 * 64 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
-        let expected = loaded.fold([64, 64]).forward(&image);
-        let input = layers::tensor(image, [1, 3, 64, 64], &Device::flex());
-        let got: Vec<f32> = loaded.forward(input).into_data().iter::<f32>().collect();
-        for (got, expected) in got.iter().zip(&expected) {
-            assert!(
-                (got - expected).abs() < 1e-4 * (1.0 + expected.abs()),
-                "{got} {expected}"
-            );
-        }
-    }
-}
+mod tests;

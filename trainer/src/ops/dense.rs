@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use super::matmul::{Matrix, multiply};
-use super::simd::{self, Mask, Shift};
+use super::simd::{self, Mask, Shift, copy_every};
 
 /// Fewest columns worth a matrix product of its own.
 const COLUMNS: usize = 128;
@@ -218,8 +218,7 @@ impl Dense {
         for (index, image) in x.chunks_exact(self.image_len()).enumerate() {
             for span in &spans {
                 let to = &mut windows[span.window + index * self.area()..][..span.count];
-                let from = image[span.image..].iter().step_by(self.stride);
-                to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+                copy_every(self.stride, &image[span.image..], to);
             }
         }
         Cow::Owned(windows)

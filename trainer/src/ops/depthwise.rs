@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 
 use super::dense::Gradients;
-use super::simd::{self, Dots, LANES, Mask, Taps};
+use super::simd::{self, Dots, LANES, Mask, Taps, copy_every};
 
 /// Sizes of a depthwise convolution.
 #[derive(Debug, Clone, Copy)]
@@ -214,9 +214,7 @@ impl Depthwise {
             count,
         } in &layout.spans
         {
-            let to = dx[plane..].iter_mut().step_by(self.stride);
-            to.zip(&gradients[phase..][..count])
-                .for_each(|(to, from)| *to = *from);
+            copy_to_every(self.stride, &gradients[phase..][..count], &mut dx[plane..]);
         }
     }
 
@@ -258,14 +256,7 @@ impl Depthwise {
             count,
         } in spans
         {
-            let to = &mut phases[phase..][..count];
-            match self.stride {
-                1 => to.copy_from_slice(&x[plane..][..count]),
-                stride => {
-                    let from = x[plane..].chunks(stride);
-                    to.iter_mut().zip(from).for_each(|(to, from)| *to = from[0]);
-                }
-            }
+            copy_every(self.stride, &x[plane..], &mut phases[phase..][..count]);
         }
     }
 
@@ -367,4 +358,17 @@ impl Depthwise {
     fn output_area(&self) -> usize {
         self.output[0] * self.output[1]
     }
+}
+
+/// Copies `from` to every `stride`-th place, 1 or 2, of `to`.
+fn copy_to_every(stride: usize, from: &[f32], to: &mut [f32]) {
+    if stride == 1 {
+        return to[..from.len()].copy_from_slice(from);
+    }
+    let (pairs, last) = to.as_chunks_mut::<2>();
+    let firsts = pairs
+        .iter_mut()
+        .map(|pair| &mut pair[0])
+        .chain(last.first_mut());
+    firsts.zip(from).for_each(|(to, from)| *to = *from);
 }

@@ -108,13 +108,14 @@ pub fn is_training(norm: &BatchNorm, device: &Device) -> bool {
 
 /// Whether a tensor is of single precision and lives on burn's CPU backend.
 fn on_cpu(x: &Tensor<4>) -> bool {
-    let is_flex = match x.clone().into_dispatch().kind {
-        DispatchTensorKind::Flex(_) => true,
-        DispatchTensorKind::Autodiff(inner) => matches!(*inner, DispatchTensorKind::Flex(_)),
-        #[allow(unreachable_patterns)]
-        _ => false,
-    };
-    is_flex && x.dtype() == DType::F32
+    x.dtype() == DType::F32 && is_flex(&x.clone().into_dispatch().kind)
+}
+
+fn is_flex(kind: &DispatchTensorKind) -> bool {
+    match kind {
+        DispatchTensorKind::Autodiff(inner) => is_flex(inner),
+        kind => matches!(kind, DispatchTensorKind::Flex(_)),
+    }
 }
 
 /// Applies an activation.

@@ -132,7 +132,8 @@ impl<const T: usize> NullaryFnOnce for Taps<'_, T> {
     }
 }
 
-/// `Σ_i gradient[i] · inputs[t][i]` for every `t`. Inputs are at least as long as the gradient.
+/// `Σ_i gradient[i] · inputs[t][i]` for every `t`. The gradient is a whole number of [`LANES`]
+/// long, inputs at least as long.
 pub(super) struct Dots<'a, const T: usize> {
     pub gradient: &'a [f32],
     pub inputs: [&'a [f32]; T],
@@ -144,10 +145,10 @@ impl<const T: usize> NullaryFnOnce for Dots<'_, T> {
     #[inline(always)]
     fn call(self) -> [f32; T] {
         let n = self.gradient.len();
+        debug_assert_eq!(n % LANES, 0);
         let inputs = self.inputs.map(|input| &input[..n]);
         let mut sums = [[0.0; LANES]; T];
-        let whole = n - n % LANES;
-        for start in (0..whole).step_by(LANES) {
+        for start in (0..n).step_by(LANES) {
             let g = &self.gradient[start..start + LANES];
             for t in 0..T {
                 let x = &inputs[t][start..start + LANES];
@@ -156,13 +157,7 @@ impl<const T: usize> NullaryFnOnce for Dots<'_, T> {
                 }
             }
         }
-        let mut totals = sums.map(|lanes| lanes.iter().sum());
-        for i in whole..n {
-            for t in 0..T {
-                totals[t] += self.gradient[i] * inputs[t][i];
-            }
-        }
-        totals
+        sums.map(|lanes| lanes.iter().sum())
     }
 }
 
@@ -275,5 +270,25 @@ impl NullaryFnOnce for Scaled<'_> {
         for (result, x) in self.result.iter_mut().zip(self.x) {
             *result = clamp(x * self.scale + self.shift, self.bounds);
         }
+    }
+}
+
+/// Fills `to` with every `stride`-th value of `from`.
+pub(super) fn copy_every(stride: usize, from: &[f32], to: &mut [f32]) {
+    match stride {
+        1 => to.copy_from_slice(&from[..to.len()]),
+        2 => {
+            let (pairs, last) = from.as_chunks::<2>();
+            to.iter_mut()
+                .zip(pairs)
+                .for_each(|(to, pair)| *to = pair[0]);
+            if let (Some(to), Some(from)) = (to.get_mut(pairs.len()), last.first()) {
+                *to = *from;
+            }
+        }
+        _ => to
+            .iter_mut()
+            .zip(from.iter().step_by(stride))
+            .for_each(|(to, from)| *to = *from),
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use numclip::bundle::Precision;
+use numclip_trainer::report;
 use numclip_trainer::export::{Exported, Options, export};
 
 /// Turn a run's best weights into a bundle for numclip.
@@ -44,6 +45,8 @@ impl Export {
         let stage = |name: &str| eprintln!("{name} …");
         let exported = export(&Options { run: &self.run, out: &self.out, precision, stage: &stage })?;
         print(&exported);
+        let page = report::of_run(&self.run, exported.measured)?;
+        eprintln!("report: {}", page.display());
         eprintln!("bundle: {}", self.out.display());
         Ok(())
     }

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use numclip_trainer::config::Config;
 use numclip_trainer::fit::{Options, Outcome, fit};
+use numclip_trainer::report;
 
 
 /// Train the model that a task file describes.
@@ -52,7 +53,9 @@ impl Fit {
             bail!("stopped in epoch {}; go on with: trainer fit {} --out {} --resume", outcome.epochs + 1, self.task.display(), out.display());
         }
         
+        let page = report::of_run(&out, report::measure_best(&out)?)?;
         eprintln!("{}", summary(&config, &outcome));
+        eprintln!("report: {}", page.display());
         eprintln!("next:   trainer export {} --out models/{}", out.display(), config.task.name);
         Ok(())
     }

@@ -67,9 +67,6 @@ pub(super) fn cut(frame: &Frame, area: Area) -> Frame {
 
 #[cfg(test)]
 mod tests {
-    use rand::SeedableRng;
-    use rand_chacha::ChaCha8Rng;
-
     use super::*;
     use crate::data::augment::tests::{ramp, rng};
 

@@ -1,0 +1,100 @@
+//! Task files and data that cannot be used, and what is said about them.
+
+use std::fs;
+
+use numclip_trainer::config::Config;
+
+use crate::common::{MODELS, config, gauges, run, task};
+
+/// The message about a task file of this text.
+fn refusal(text: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("task.toml");
+    fs::write(&path, text).unwrap();
+    let message = Config::read(&path).unwrap_err().to_string();
+    assert!(message.contains("task.toml"), "{message}");
+    message
+}
+
+#[test]
+fn task_files_are_checked_field_by_field() {
+    let good = task(MODELS[0]);
+    let cases = [
+        ("range = [0, 100]", "range = [100, 0]", "task.range"),
+        ("name = \"tiny\"", "name = \"../etc\"", "task.name"),
+        ("name = \"tiny\"", "nmae = \"tiny\"", "nmae"),
+        ("start = 33", "start = 20", "before bins[0] ends"),
+        ("std = [0.25, 0.25, 0.25]", "std = [0.25, 0, 0.25]", "preprocess.std"),
+        ("batch_size = 8", "batch_size = 0", "train.batch_size"),
+        ("ema = 0.9", "ema = 1.5", "train.ema"),
+        ("epochs = 2", "epochs = 2\nloss = { image_to_text = 0, text_to_image = 0, value = 0 }", "train.loss"),
+        ("epochs = 2", "epochs = 2\nschedule = { warmup_epochs = -1 }", "warmup_epochs"),
+    ];
+    for (from, to, expected) in cases {
+        assert!(good.contains(from), "{from}");
+        let message = refusal(&good.replacen(from, to, 1));
+        assert!(message.contains(expected), "{to}: {message}");
+    }
+}
+
+/// The message about training on this table.
+fn data_refusal(table: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let images = gauges().join("set/images");
+    fs::create_dir(folder.path().join("images")).unwrap();
+    for entry in fs::read_dir(images).unwrap().take(6).enumerate() {
+        let (index, entry) = (entry.0, entry.1.unwrap());
+        fs::copy(entry.path(), folder.path().join(format!("images/{index}.png"))).unwrap();
+    }
+    fs::write(folder.path().join("images/torn.png"), b"\x89PNG\r\n\x1a\n").unwrap();
+    fs::write(folder.path().join("labels.csv"), table).unwrap();
+    let old = gauges().join("set/labels.csv").display().to_string();
+    let new = folder.path().join("labels.csv").display().to_string();
+    let config = config(folder.path(), &task(MODELS[2]).replace(&old, &new));
+    let out = folder.path().join("run");
+    let message = run(&config, &out, false).unwrap_err().to_string();
+    assert!(!out.join("best.safetensors").exists());
+    message
+}
+
+#[test]
+fn bad_tables_are_refused_with_file_and_line() {
+    let rows = |extra: &str| {
+        format!("path,label,group\nimages/0.png,10,a\nimages/1.png,50,b\nimages/2.png,90,c\n{extra}\n")
+    };
+    let cases = [
+        (rows("images/3.png,101,d"), "line 5"),
+        (rows("images/3.png,NaN,d"), "line 5"),
+        (rows("images/0.png,20,d"), "line 5"),
+        (rows("images/none.png,20,d"), "images/none.png"),
+        ("path,label\n".to_owned(), "labels.csv"),
+        ("image,label\nimages/0.png,1\n".to_owned(), "path"),
+    ];
+    for (table, expected) in cases {
+        let message = data_refusal(&table);
+        assert!(message.contains("labels.csv") && message.contains(expected), "{expected}: {message}");
+    }
+}
+
+#[test]
+fn a_bin_without_images_and_a_torn_image_are_named() {
+    let empty = "path,label,split\nimages/0.png,10,train\nimages/1.png,90,train\nimages/2.png,50,val\n";
+    let message = data_refusal(empty);
+    assert!(message.contains("middle"), "{message}");
+    let torn = "path,label,split\nimages/0.png,10,train\nimages/1.png,90,train\nimages/torn.png,50,train\nimages/2.png,50,val\n";
+    let message = data_refusal(torn);
+    assert!(message.contains("torn.png"), "{message}");
+}
+
+#[test]
+fn the_task_files_that_ship_can_be_read() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tasks");
+    let mut read = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let config = Config::read(&path).unwrap();
+        assert_eq!(path.file_stem().unwrap().to_str(), Some(config.task.name.as_str()));
+        read += 1;
+    }
+    assert_eq!(read, 5);
+}

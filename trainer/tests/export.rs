@@ -1,0 +1,100 @@
+//! Bundles of small runs, read back by the runtime.
+
+use std::fs;
+use std::path::Path;
+
+use numclip::bundle::{Bundle, Precision};
+use numclip::pipeline::Pipeline;
+use numclip::verify::{cosine, replay};
+use numclip_trainer::export::{ExportError, Exported, Options, export};
+
+use crate::common::{MODELS, config, gauges, run, task};
+
+fn export_to(run: &Path, out: &Path, precision: Precision) -> Result<Exported, ExportError> {
+    export(&Options { run, out, precision, stage: &|_| {} })
+}
+
+#[test]
+fn every_model_exports_in_both_precisions() {
+    for model in MODELS {
+        let folder = tempfile::tempdir().unwrap();
+        let [run_folder, f32, int8] = ["run", "f32", "int8"].map(|name| folder.path().join(name));
+        run(&config(folder.path(), &task(model)), &run_folder, false).unwrap();
+        let exported = export_to(&run_folder, &f32, Precision::F32).unwrap();
+        assert!(exported.lowest_cosine > 0.98, "{exported:?}");
+        let small = export_to(&run_folder, &int8, Precision::Int8).unwrap();
+        assert!(small.encoder_bytes * 2 < exported.encoder_bytes);
+        assert!(small.macs > 100_000, "{}", small.macs);
+        compare(&f32, &int8);
+    }
+}
+
+/// Both bundles replay their golden vectors and agree on images of the task.
+fn compare(f32: &Path, int8: &Path) {
+    let open = |folder: &Path| Pipeline::new(Bundle::open(folder).unwrap(), None).unwrap();
+    let (f32, int8) = (open(f32), open(int8));
+    for pipeline in [&f32, &int8] {
+        let replays = replay(pipeline).unwrap();
+        assert!(replays.len() == 3 && replays.iter().all(|replay| replay.passed), "{replays:?}");
+        let manifest = pipeline.bundle().manifest();
+        assert!(manifest.provenance.text_tower.contains("random"), "{:?}", manifest.provenance);
+        let precisions: Vec<_> = manifest.report.iter().map(|report| report.precision).collect();
+        assert_eq!(precisions, [Precision::F32, Precision::Int8]);
+    }
+    let (mut a, mut b) = (f32.worker().unwrap(), int8.worker().unwrap());
+    for entry in fs::read_dir(gauges().join("set/images")).unwrap().take(8) {
+        let frame = numclip::decode::open(&entry.unwrap().path()).unwrap();
+        a.preprocess(&frame);
+        b.preprocess(&frame);
+        assert!(cosine(&a.encode().unwrap(), &b.encode().unwrap()) > 0.98);
+    }
+}
+
+#[test]
+fn the_same_run_gives_the_same_bundle() {
+    let folder = tempfile::tempdir().unwrap();
+    let run_folder = folder.path().join("run");
+    run(&config(folder.path(), &task(MODELS[0])), &run_folder, false).unwrap();
+    let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
+    export_to(&run_folder, &one, Precision::Int8).unwrap();
+    export_to(&run_folder, &two, Precision::Int8).unwrap();
+    let digest = |folder: &Path| Bundle::open(folder).unwrap().sha256().to_owned();
+    assert_eq!(digest(&one), digest(&two));
+}
+
+#[test]
+fn an_occupied_folder_and_changed_data_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("set");
+    copy(&gauges().join("set"), &data);
+    let text = task(MODELS[2]).replace(&gauges().join("set").display().to_string(), &data.display().to_string());
+    let run_folder = folder.path().join("run");
+    run(&config(folder.path(), &text), &run_folder, false).unwrap();
+
+    let occupied = folder.path().join("occupied");
+    fs::create_dir(&occupied).unwrap();
+    fs::write(occupied.join("thesis.txt"), "do not lose").unwrap();
+    let error = export_to(&run_folder, &occupied, Precision::Int8).unwrap_err();
+    assert!(error.to_string().contains("holds no bundle"), "{error}");
+    assert_eq!(fs::read_dir(&occupied).unwrap().count(), 1);
+
+    let table = data.join("labels.csv");
+    let labels = fs::read_to_string(&table).unwrap();
+    let changed = labels.trim_end().rsplit_once(',').unwrap().0.to_owned() + ",12.5\n";
+    fs::write(&table, changed).unwrap();
+    let out = folder.path().join("out");
+    assert!(matches!(export_to(&run_folder, &out, Precision::Int8), Err(ExportError::Data { .. })));
+    assert!(!out.exists());
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        match path.is_dir() {
+            true => copy(&path, &target),
+            false => drop(fs::copy(&path, &target).unwrap()),
+        }
+    }
+}

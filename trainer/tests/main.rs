@@ -1,0 +1,7 @@
+//! The trainer from outside: a small task carried from rendered images to a
+//! bundle, interrupted in every way, fed with bad input.
+
+mod common;
+mod bad_input;
+mod export;
+mod resume;
