@@ -37,7 +37,7 @@ const AXIS: f32 = 178.0;
 const ROWS: f32 = 238.0;
 
 const PAPER: Color = Color(255, 255, 255);
-const BACKDROP: Color = Color(17, 24, 39);
+const BACKDROP: Color = Color(243, 244, 246);
 const INK: Color = Color(17, 24, 39);
 const FAINT: Color = Color(100, 108, 122);
 const TRACK: Color = Color(229, 231, 235);
@@ -239,7 +239,8 @@ impl Panel<'_> {
             .iter()
             .map(|bin| canvas.width_of(17.0, &bin.label))
             .fold(0.0, f32::max);
-        let start = self.left + widest.min(0.5 * (self.right - self.left)) + 14.0;
+        let label_width = widest.min(0.5 * (self.right - self.left));
+        let start = self.left + label_width + 14.0;
         let full = self.right - 56.0 - start;
         for (row, bin) in bins.iter().enumerate() {
             let (probability, baseline) =
@@ -248,7 +249,7 @@ impl Panel<'_> {
                 true => (INK, ACCENT),
                 false => (FAINT, SOFT),
             };
-            let label = canvas.fitted(17.0, &bin.label, start - 14.0 - self.left);
+            let label = canvas.fitted(17.0, &bin.label, label_width);
             canvas.text(self.left, baseline, 17.0, ink, &label);
             canvas.bar(start, baseline - 13.0, full, 14.0, TRACK);
             canvas.bar(start, baseline - 13.0, full * probability, 14.0, fill);
