@@ -8,7 +8,8 @@
 use std::cell::RefCell;
 
 use fast_image_resize as fir;
-use fir::images::{Image, ImageRef};
+use fir::images::{TypedImage, TypedImageRef};
+use fir::pixels::U8x3;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -327,16 +328,16 @@ fn resample(
     (width, height, target): (u32, u32, &mut Vec<u8>),
 ) {
     target.resize(width as usize * height as usize * 3, 0);
-    let rgb = fir::PixelType::U8x3;
-    let source = ImageRef::new(source_width, source_height, source, rgb);
-    let target = Image::from_slice_u8(width, height, target, rgb);
+    let source = TypedImageRef::<U8x3>::from_buffer(source_width, source_height, source);
+    let target = TypedImage::<U8x3>::from_buffer(width, height, target);
     let (Ok(source), Ok(mut target)) = (source, target) else {
         unreachable!("a frame has the bytes of its size, and so has the buffer");
     };
     let options = fir::ResizeOptions::new()
         .resize_alg(filter.algorithm())
         .crop(left, top, crop_width, crop_height);
-    let resized = resizer.resize(&source, &mut target, &options);
+    // Of a known pixel type: `resize` would bring in the code of all of them.
+    let resized = resizer.resize_typed(&source, &mut target, &options);
     debug_assert!(
         resized.is_ok(),
         "the crop lies within the source: {resized:?}"
@@ -461,9 +462,10 @@ mod tests {
         let height = (u64::from(frame.height()) * u64::from(to) / u64::from(shortest)) as u32;
         let rgb = fir::PixelType::U8x3;
         let options = fir::ResizeOptions::new().resize_alg(Filter::Bicubic.algorithm());
-        let source = ImageRef::new(frame.width(), frame.height(), frame.pixels(), rgb).unwrap();
+        let source =
+            fir::images::ImageRef::new(frame.width(), frame.height(), frame.pixels(), rgb).unwrap();
         let mut wide = Image::new(width, frame.height(), rgb);
-        let mut target = Image::new(width, height, rgb);
+        let mut target = fir::images::Image::new(width, height, rgb);
         fir::Resizer::new()
             .resize(&source, &mut wide, &options)
             .unwrap();

@@ -15,6 +15,8 @@ use std::fs;
 use std::path::{Component, Path, PathBuf, absolute};
 
 use fast_image_resize as fir;
+use fir::images::{TypedImage, TypedImageRef};
+use fir::pixels::U8x3;
 use image::{ImageResult, RgbImage};
 use numclip::bundle::Manifest;
 use numclip::estimate::Estimate;
@@ -150,14 +152,8 @@ fn scaled(frame: &Frame) -> RgbImage {
     let side = |length: u32| ((f64::from(length) * enlargement).round() as u32).max(1);
     let (width, height) = (side(frame.width()), side(frame.height()));
     let mut pixels = vec![0; width as usize * height as usize * 3];
-    let source = fir::images::ImageRef::new(
-        frame.width(),
-        frame.height(),
-        frame.pixels(),
-        fir::PixelType::U8x3,
-    );
-    let target =
-        fir::images::Image::from_slice_u8(width, height, &mut pixels, fir::PixelType::U8x3);
+    let source = TypedImageRef::<U8x3>::from_buffer(frame.width(), frame.height(), frame.pixels());
+    let target = TypedImage::<U8x3>::from_buffer(width, height, &mut pixels);
     // The few pixels of a tiny picture are shown as they are.
     let filter = match enlargement > 4.0 {
         true => fir::ResizeAlg::Nearest,
@@ -165,7 +161,7 @@ fn scaled(frame: &Frame) -> RgbImage {
     };
     if let (Ok(source), Ok(mut target)) = (source, target) {
         let options = fir::ResizeOptions::new().resize_alg(filter);
-        let resized = fir::Resizer::new().resize(&source, &mut target, &options);
+        let resized = fir::Resizer::new().resize_typed(&source, &mut target, &options);
         debug_assert!(resized.is_ok(), "both have pixels: {resized:?}");
     }
     RgbImage::from_raw(width, height, pixels).unwrap_or_default()
