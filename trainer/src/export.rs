@@ -43,6 +43,8 @@ pub struct Options<'a> {
     pub out: &'a Path,
     /// Arithmetic of the bundle's encoder.
     pub precision: Precision,
+    /// Which of the run's weights.
+    pub weights: Weights,
     /// Called with the name of each stage as it begins.
     pub stage: &'a dyn Fn(&str),
 }
@@ -118,7 +120,7 @@ pub const MIN_COSINE: f32 = 0.9999;
 
 const ENCODER: &str = "encoder.onnx";
 
-/// Exports the best weights of a run.
+/// Exports weights of a run.
 ///
 /// # Errors
 /// [`ExportError`]; the folder of the bundle then holds what it held before.
@@ -134,7 +136,7 @@ pub fn export(options: &Options<'_>) -> Result<Exported, ExportError> {
         });
     }
     let model = run
-        .load(untrained(&config, &prepared, &device)?, Weights::Best)?
+        .load(untrained(&config, &prepared, &device)?, options.weights)?
         .valid();
     let net = model.fold(config.preprocess.size as usize);
     let export = Export {

@@ -165,13 +165,13 @@ mod tests {
     fn the_page_stands_alone_and_is_escaped() {
         let folder = tempfile::tempdir().unwrap();
         let path = write_html(folder.path(), &example()).unwrap();
-        let page = std::fs::read_to_string(path).unwrap();
+        let page = fs::read_to_string(path).unwrap();
         assert!(page.contains("gauge &lt;1.0&gt;") && page.contains("a &amp; b"));
         for outside in ["http://", "https://", "src=", "<script", "NaN"] {
             assert!(!page.contains(outside), "{outside} in the page");
         }
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

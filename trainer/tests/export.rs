@@ -7,6 +7,7 @@ use numclip::bundle::{Bundle, Precision};
 use numclip::pipeline::Pipeline;
 use numclip::verify::{cosine, replay};
 use numclip_trainer::export::{ExportError, Exported, Options, export};
+use numclip_trainer::fit::Weights;
 
 use crate::common::{MODELS, config, gauges, run, task};
 
@@ -15,6 +16,7 @@ fn export_to(run: &Path, out: &Path, precision: Precision) -> Result<Exported, E
         run,
         out,
         precision,
+        weights: Weights::Best,
         stage: &|_| {},
     })
 }

@@ -6,9 +6,10 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use numclip::bundle::Precision;
 use numclip_trainer::export::{Exported, Options, export};
+use numclip_trainer::fit::Weights;
 use numclip_trainer::report;
 
-/// Turn a run's best weights into a bundle for numclip.
+/// Turn a run's weights into a bundle for numclip.
 ///
 /// Folds the network, quantises it, measures float and int8 on the validation
 /// and test images, and reads the bundle back before it gets its name.
@@ -26,6 +27,9 @@ pub struct Export {
     /// Arithmetic of the bundle's encoder
     #[arg(long, value_enum, default_value_t = Kind::Int8)]
     precision: Kind,
+    /// Which weights; the last ones where validation images are too few to choose by
+    #[arg(long, value_enum, default_value_t = Which::Best)]
+    weights: Which,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -36,17 +40,30 @@ enum Kind {
     F32,
 }
 
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Which {
+    /// Of the epoch with the least validation error
+    Best,
+    /// Of the end of the run
+    Last,
+}
+
 impl Export {
     pub fn run(self) -> Result<()> {
         let precision = match self.precision {
             Kind::Int8 => Precision::Int8,
             Kind::F32 => Precision::F32,
         };
+        let weights = match self.weights {
+            Which::Best => Weights::Best,
+            Which::Last => Weights::Last,
+        };
         let stage = |name: &str| eprintln!("{name} …");
         let exported = export(&Options {
             run: &self.run,
             out: &self.out,
             precision,
+            weights,
             stage: &stage,
         })?;
         print(&exported);
