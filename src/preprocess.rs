@@ -464,7 +464,7 @@ mod tests {
         let options = fir::ResizeOptions::new().resize_alg(Filter::Bicubic.algorithm());
         let source =
             fir::images::ImageRef::new(frame.width(), frame.height(), frame.pixels(), rgb).unwrap();
-        let mut wide = Image::new(width, frame.height(), rgb);
+        let mut wide = fir::images::Image::new(width, frame.height(), rgb);
         let mut target = fir::images::Image::new(width, height, rgb);
         fir::Resizer::new()
             .resize(&source, &mut wide, &options)

@@ -142,7 +142,7 @@ mod tests {
             steps: (0..30)
                 .map(|i| StepPoint {
                     epoch: f64::from(i) / 10.0,
-                    loss: 4.0 - f64::from(i) * 0.1,
+                    loss: 4.0 - f64::from(i) * 0.125,
                     learning_rate: 1e-3,
                 })
                 .collect(),
