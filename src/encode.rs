@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::bundle::{Bundle, BundleError, EncoderFormat};
+use crate::bundle::{Bundle, BundleError, EncoderFile, EncoderFormat};
 
 /// A loaded encoder.
 pub trait Model: Send + Sync {
@@ -146,14 +146,34 @@ pub fn load(bundle: &Bundle, engine: Option<Engine>) -> Result<Box<dyn Model>, E
     let engines = engine.as_ref().map_or(Engine::ALL, std::slice::from_ref);
     for encoder in &bundle.manifest().encoder {
         if let Some(&engine) = engines.iter().find(|engine| engine.reads(encoder.format)) {
-            return match engine {
-                #[cfg(feature = "tract")]
-                Engine::Tract => Ok(Box::new(tract::TractModel::load(bundle, encoder)?)),
-                #[cfg(not(feature = "tract"))]
-                Engine::Tract => continue,
-            };
+            return load_by(engine, bundle, encoder);
         }
     }
+    Err(no_engine(bundle, engines))
+}
+
+#[cfg(feature = "tract")]
+fn load_by(
+    engine: Engine,
+    bundle: &Bundle,
+    encoder: &EncoderFile,
+) -> Result<Box<dyn Model>, EncodeError> {
+    match engine {
+        Engine::Tract => Ok(Box::new(tract::TractModel::load(bundle, encoder)?)),
+    }
+}
+
+/// A build without engines can open, check and describe bundles.
+#[cfg(not(feature = "tract"))]
+fn load_by(
+    engine: Engine,
+    bundle: &Bundle,
+    _: &EncoderFile,
+) -> Result<Box<dyn Model>, EncodeError> {
+    Err(no_engine(bundle, &[engine]))
+}
+
+fn no_engine(bundle: &Bundle, engines: &[Engine]) -> EncodeError {
     let formats: Vec<_> = bundle
         .manifest()
         .encoder
@@ -161,8 +181,8 @@ pub fn load(bundle: &Bundle, engine: Option<Engine>) -> Result<Box<dyn Model>, E
         .map(|e| format!("{}: {:?}", e.path, e.format))
         .collect();
     let names: Vec<_> = engines.iter().map(|engine| engine.name()).collect();
-    Err(EncodeError::NoEngine {
+    EncodeError::NoEngine {
         formats: formats.join(", "),
         engine: names.join(", "),
-    })
+    }
 }
