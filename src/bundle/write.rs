@@ -24,7 +24,8 @@ pub struct Contents {
 }
 
 /// Writes a bundle to `directory`, which must not exist or be an older
-/// bundle; that one is replaced in the last step. Fills in
+/// bundle; that one is replaced in the last step, and what lay beside its own
+/// files stays. Fills in
 /// [`Manifest::files`]. `check` sees the whole bundle under a temporary name and
 /// may refuse it.
 ///
@@ -124,7 +125,30 @@ fn replace(staged: tempfile::TempDir, directory: &Path) -> io::Result<()> {
     // The folder has its final name now; there is nothing left to clean up.
     let _ = staged.keep();
     if had_old {
+        carry_over(&old, directory)?;
         fs::remove_dir_all(&old)?;
+    }
+    Ok(())
+}
+
+/// Moves what was beside the old bundle's own files (samples, notes) to the
+/// new one.
+fn carry_over(old: &Path, new: &Path) -> io::Result<()> {
+    let manifest = fs::read_to_string(old.join(MANIFEST))?;
+    let table: toml::Table = manifest.parse().unwrap_or_default();
+    let listed = |name: &str| {
+        name == MANIFEST
+            || table
+                .get("files")
+                .and_then(|files| files.get(name))
+                .is_some()
+    };
+    for entry in fs::read_dir(old)? {
+        let name = entry?.file_name();
+        let target = new.join(&name);
+        if !name.to_str().is_some_and(listed) && !target.exists() {
+            fs::rename(old.join(&name), target)?;
+        }
     }
     Ok(())
 }

@@ -70,13 +70,20 @@ fn compare(f32: &Path, int8: &Path) {
 }
 
 #[test]
-fn the_same_run_gives_the_same_bundle() {
+fn the_same_run_gives_the_same_bundle_and_keeps_what_lies_beside_it() {
     let folder = tempfile::tempdir().unwrap();
     let run_folder = folder.path().join("run");
     run(&config(folder.path(), &task(MODELS[0])), &run_folder, false).unwrap();
     let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
     export_to(&run_folder, &one, Precision::Int8).unwrap();
+    export_to(&run_folder, &two, Precision::F32).unwrap();
+    fs::create_dir(two.join("samples")).unwrap();
+    fs::write(two.join("samples/note.txt"), "keep me").unwrap();
     export_to(&run_folder, &two, Precision::Int8).unwrap();
+    assert_eq!(
+        fs::read_to_string(two.join("samples/note.txt")).unwrap(),
+        "keep me"
+    );
     let digest = |folder: &Path| Bundle::open(folder).unwrap().sha256().to_owned();
     assert_eq!(digest(&one), digest(&two));
 }
