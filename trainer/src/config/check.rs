@@ -1,0 +1,164 @@
+//! What a task file may say: the checks and their errors.
+
+use std::path::PathBuf;
+
+use numclip::bins::{BinsError, check_ranges};
+use numclip::preprocess::PlanError;
+use thiserror::Error;
+
+use super::Config;
+use crate::optim::OptimError;
+
+/// A task file that cannot be used.
+#[derive(Debug, Error)]
+#[error("{}: {kind}", path.display())]
+pub struct ConfigError {
+    pub(super) path: PathBuf,
+    pub(super) kind: ConfigErrorKind,
+}
+
+/// What is wrong with a task file.
+#[derive(Debug, Error)]
+pub enum ConfigErrorKind {
+    /// It cannot be read.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// It is not TOML of this form.
+    #[error("{0}")]
+    Syntax(#[from] toml::de::Error),
+    /// The bins are not ascending ranges.
+    #[error("{0}")]
+    Bins(#[from] BinsError),
+    /// The preprocessing cannot be carried out.
+    #[error("{0}")]
+    Plan(#[from] PlanError),
+    /// The learning-rate schedule does not work.
+    #[error("train.schedule: {0}")]
+    Schedule(#[from] OptimError),
+    /// A value is out of bounds.
+    #[error("{field}: expected {expected}, got {got}")]
+    Value {
+        /// The field.
+        field: &'static str,
+        /// What may stand there.
+        expected: String,
+        /// What stands there.
+        got: String,
+    },
+}
+
+impl Config {
+    pub(super) fn check(&self) -> Result<(), ConfigErrorKind> {
+        check_ranges(&self.bin)?;
+        self.preprocess.check()?;
+        let [low, high] = self.task.range;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let name = &self.task.name;
+        let scale = self.model.head.logit_scale;
+        let text = &self.text;
+        require(
+            !name.is_empty() && name.chars().all(plain),
+            "task.name",
+            "letters, digits, '-', '_' and '.'",
+            name,
+        )?;
+        require(
+            low.is_finite() && high.is_finite() && low < high,
+            "task.range",
+            "two finite numbers, ascending",
+            &self.task.range,
+        )?;
+        require(
+            scale.is_finite() && scale > 0.0,
+            "model.head.logit_scale",
+            "a positive number",
+            &scale,
+        )?;
+        require(
+            text.weights.is_none() || text.embeddings.is_none(),
+            "text",
+            "weights or embeddings",
+            &"both",
+        )?;
+        self.train.schedule.validate()?;
+        self.check_train()
+    }
+
+    fn check_train(&self) -> Result<(), ConfigErrorKind> {
+        let (train, loss) = (&self.train, &self.train.loss);
+        let share = |value: f64| (0.0..1.0).contains(&value);
+        require(
+            (1..=100_000).contains(&train.epochs),
+            "train.epochs",
+            "1 to 100000",
+            &train.epochs,
+        )?;
+        require(
+            (1..=4096).contains(&train.batch_size),
+            "train.batch_size",
+            "1 to 4096",
+            &train.batch_size,
+        )?;
+        require(
+            train.checkpoint_steps > 0,
+            "train.checkpoint_steps",
+            "1 or more",
+            &train.checkpoint_steps,
+        )?;
+        require(
+            train.ema.is_none_or(share),
+            "train.ema",
+            "0 to below 1",
+            &train.ema,
+        )?;
+        require(
+            train.clip_norm.is_none_or(|norm| norm > 0.0),
+            "train.clip_norm",
+            "a positive number",
+            &train.clip_norm,
+        )?;
+        let weights = [
+            loss.image_to_text,
+            loss.text_to_image,
+            loss.cross_entropy,
+            loss.kl,
+            loss.value,
+        ];
+        let usable =
+            weights.iter().all(|w| w.is_finite() && *w >= 0.0) && weights.iter().sum::<f64>() > 0.0;
+        require(
+            usable,
+            "train.loss",
+            "weights of 0 or more, not all 0",
+            loss,
+        )?;
+        require(
+            (0.5..1.0).contains(&self.export.coverage),
+            "export.coverage",
+            "0.5 to below 1",
+            &self.export.coverage,
+        )?;
+        require(
+            self.export.calibration_images > 0,
+            "export.calibration_images",
+            "1 or more",
+            &0,
+        )
+    }
+}
+
+fn require(
+    fits: bool,
+    field: &'static str,
+    expected: &str,
+    got: &impl std::fmt::Debug,
+) -> Result<(), ConfigErrorKind> {
+    match fits {
+        true => Ok(()),
+        false => Err(ConfigErrorKind::Value {
+            field,
+            expected: expected.into(),
+            got: format!("{got:?}"),
+        }),
+    }
+}
