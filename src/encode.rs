@@ -3,6 +3,8 @@
 //! Loading and running are different types: a [`Model`] is loaded once and
 //! shared between threads, a [`Session`] runs it on one of them.
 
+#[cfg(feature = "int8")]
+pub mod int8;
 #[cfg(feature = "tract")]
 pub mod tract;
 
@@ -11,7 +13,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::bundle::{Bundle, BundleError, EncoderFile, EncoderFormat};
+use crate::bundle::{Bundle, BundleError, EncoderFile, EncoderFormat, Precision};
 
 /// A loaded encoder.
 pub trait Model: Send + Sync {
@@ -38,6 +40,8 @@ pub trait Session: Send {
 /// Engines that this build may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
+    /// The engine of this project for int8 convolution networks: the fastest.
+    Int8,
     /// tract-onnx: any ONNX encoder.
     Tract,
 }
@@ -94,6 +98,8 @@ pub enum EncodeError {
 impl Engine {
     /// Every engine of this build, best first.
     pub const ALL: &[Self] = &[
+        #[cfg(feature = "int8")]
+        Self::Int8,
         #[cfg(feature = "tract")]
         Self::Tract,
     ];
@@ -101,13 +107,16 @@ impl Engine {
     /// Name on the command line.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Int8 => "int8",
             Self::Tract => "tract",
         }
     }
 
-    fn reads(self, format: EncoderFormat) -> bool {
+    fn reads(self, encoder: &EncoderFile) -> bool {
+        let onnx = encoder.format == EncoderFormat::Onnx;
         match self {
-            Self::Tract => format == EncoderFormat::Onnx,
+            Self::Int8 => onnx && encoder.precision == Precision::Int8,
+            Self::Tract => onnx,
         }
     }
 }
@@ -137,40 +146,52 @@ impl FromStr for Engine {
     }
 }
 
-/// Loads the first encoder of `bundle` that `engine`, or any engine of this
-/// build, can run.
-///
-/// # Errors
-/// [`EncodeError`] when none can, or the one that should cannot load it.
-pub fn load(bundle: &Bundle, engine: Option<Engine>) -> Result<Box<dyn Model>, EncodeError> {
-    let engines = engine.as_ref().map_or(Engine::ALL, std::slice::from_ref);
-    for encoder in &bundle.manifest().encoder {
-        if let Some(&engine) = engines.iter().find(|engine| engine.reads(encoder.format)) {
-            return load_by(engine, bundle, encoder);
-        }
-    }
-    Err(no_engine(bundle, engines))
+/// A loaded encoder, and why it was not loaded by a faster engine.
+pub struct Loaded {
+    /// The encoder.
+    pub model: Box<dyn Model>,
+    /// What engines said that were tried before, the fastest first.
+    pub refusals: Vec<EncodeError>,
 }
 
-#[cfg(feature = "tract")]
+/// Loads an encoder of `bundle` by `engine`, or by the fastest engine of this
+/// build that can run one.
+///
+/// # Errors
+/// [`EncodeError`] when no engine can: that of the last which tried.
+pub fn load(bundle: &Bundle, engine: Option<Engine>) -> Result<Loaded, EncodeError> {
+    let engines = engine.as_ref().map_or(Engine::ALL, std::slice::from_ref);
+    let mut refusals = Vec::new();
+    for &engine in engines {
+        let mut encoders = bundle.manifest().encoder.iter();
+        let Some(encoder) = encoders.find(|encoder| engine.reads(encoder)) else {
+            continue;
+        };
+        match load_by(engine, bundle, encoder) {
+            Ok(model) => return Ok(Loaded { model, refusals }),
+            Err(error) => refusals.push(error),
+        }
+    }
+    Err(refusals.pop().unwrap_or_else(|| no_engine(bundle, engines)))
+}
+
+#[allow(
+    unused_variables,
+    reason = "a build without engines can open, check and describe bundles"
+)]
 fn load_by(
     engine: Engine,
     bundle: &Bundle,
     encoder: &EncoderFile,
 ) -> Result<Box<dyn Model>, EncodeError> {
     match engine {
+        #[cfg(feature = "int8")]
+        Engine::Int8 => Ok(Box::new(int8::Int8Model::load(bundle, encoder)?)),
+        #[cfg(feature = "tract")]
         Engine::Tract => Ok(Box::new(tract::TractModel::load(bundle, encoder)?)),
+        #[cfg(not(all(feature = "int8", feature = "tract")))]
+        engine => Err(no_engine(bundle, &[engine])),
     }
-}
-
-/// A build without engines can open, check and describe bundles.
-#[cfg(not(feature = "tract"))]
-fn load_by(
-    engine: Engine,
-    bundle: &Bundle,
-    _: &EncoderFile,
-) -> Result<Box<dyn Model>, EncodeError> {
-    Err(no_engine(bundle, &[engine]))
 }
 
 fn no_engine(bundle: &Bundle, engines: &[Engine]) -> EncodeError {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::bundle::Bundle;
-use crate::encode::{self, EncodeError, Engine, Model, Session};
+use crate::encode::{self, EncodeError, Engine, Loaded, Session};
 use crate::estimate::Estimate;
 use crate::frame::Frame;
 use crate::preprocess::Preprocessor;
@@ -11,7 +11,7 @@ use crate::preprocess::Preprocessor;
 /// A bundle with its encoder loaded; shared between threads.
 pub struct Pipeline {
     bundle: Bundle,
-    model: Box<dyn Model>,
+    loaded: Loaded,
 }
 
 /// What one thread needs to turn frames into estimates.
@@ -41,8 +41,8 @@ impl Pipeline {
     /// # Errors
     /// [`EncodeError`] when no engine can load it.
     pub fn new(bundle: Bundle, engine: Option<Engine>) -> Result<Self, EncodeError> {
-        let model = encode::load(&bundle, engine)?;
-        Ok(Self { bundle, model })
+        let loaded = encode::load(&bundle, engine)?;
+        Ok(Self { bundle, loaded })
     }
 
     /// The bundle.
@@ -52,7 +52,12 @@ impl Pipeline {
 
     /// The engine that runs the encoder.
     pub fn engine(&self) -> Engine {
-        self.model.engine()
+        self.loaded.model.engine()
+    }
+
+    /// Why faster engines were passed over, the fastest first.
+    pub fn refusals(&self) -> &[EncodeError] {
+        &self.loaded.refusals
     }
 
     /// A worker for the calling thread.
@@ -62,7 +67,7 @@ impl Pipeline {
     pub fn worker(&self) -> Result<Worker<'_>, EncodeError> {
         Ok(Worker {
             bundle: &self.bundle,
-            session: self.model.session()?,
+            session: self.loaded.model.session()?,
             preprocessor: Preprocessor::default(),
             tensor: vec![0.0; self.bundle.manifest().preprocess.pixel_len()],
         })

@@ -48,7 +48,7 @@ pub struct Args {
     /// Folder of the model bundle.
     #[arg(short, long, value_name = "DIR")]
     model: PathBuf,
-    /// Engine that runs the encoder: auto or tract.
+    /// Engine that runs the encoder: auto, int8 or tract.
     #[arg(long, default_value = "auto")]
     engine: EngineChoice,
     /// Pictures handled at a time [default: one for each core].
@@ -201,6 +201,9 @@ fn place_annotated(folder: &Path, jobs: &mut [Job]) -> Result<()> {
 fn describe(pipeline: &Pipeline, loading: Duration) {
     let (bundle, manifest) = (pipeline.bundle(), pipeline.bundle().manifest());
     let engine = pipeline.engine();
+    for refusal in pipeline.refusals() {
+        anstream::eprintln!("passed over a faster engine: {refusal}");
+    }
     anstream::eprintln!(
         "{} {} (sha256 {}…), {} by {engine}, loaded in {:.0} ms",
         manifest.model.name,

@@ -24,7 +24,7 @@ pub struct Args {
     /// Folder of the model bundle.
     #[arg(value_name = "DIR")]
     model: PathBuf,
-    /// Engine that runs the encoder: auto or tract.
+    /// Engine that runs the encoder: auto, int8 or tract.
     #[arg(long, default_value = "auto")]
     engine: EngineChoice,
     /// Print one JSON object.

@@ -1,0 +1,159 @@
+//! The fast engine: int8 convolution networks, each layer in one pass.
+//!
+//! ```text
+//! ONNX bytes → Graph → Plan → Program → Runner
+//!              names   what   packed    at work, one for each thread
+//!              and     is     for one
+//!              values  done   machine
+//! ```
+//!
+//! Activations are unsigned bytes, `[height, width, channels]`; weights are
+//! signed bytes. A layer multiplies, adds the bias, applies the activation and
+//! rounds back to bytes without leaving the registers. The instruction set is
+//! chosen when the model is loaded; `NUMCLIP_ISA` names another one.
+
+mod arena;
+mod graph;
+mod kernels;
+mod lower;
+mod memory;
+mod plan;
+mod program;
+mod proto;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use super::{EncodeError, Engine, Model, Session};
+use crate::bundle::{Bundle, EncoderFile};
+use graph::{Graph, GraphError};
+use kernels::Kernels;
+use program::Program;
+use run::Runner;
+
+/// Environment variable that names the instruction set.
+pub const ISA: &str = "NUMCLIP_ISA";
+
+/// An int8 network, packed for this machine.
+pub struct Int8Model {
+    file: String,
+    program: Arc<Program>,
+}
+
+struct Int8Session {
+    file: String,
+    pixels: usize,
+    runner: Runner,
+}
+
+impl Int8Model {
+    /// Loads one of the bundle's encoders.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when the engine does not run the network, or it does
+    /// not map `[1, 3, size, size]` to `dim` values.
+    pub fn load(bundle: &Bundle, encoder: &EncoderFile) -> Result<Self, EncodeError> {
+        let bytes = bundle.read_encoder(encoder)?;
+        let manifest = bundle.manifest();
+        let size = manifest.preprocess.size as usize;
+        Self::from_bytes(&encoder.path, &bytes, size, manifest.bins.dim)
+    }
+
+    /// Loads an ONNX network that maps `[1, 3, size, size]` to `dim` values;
+    /// `file` names it in errors.
+    ///
+    /// # Errors
+    /// As [`Int8Model::load`].
+    pub fn from_bytes(
+        file: &str,
+        bytes: &[u8],
+        size: usize,
+        dim: usize,
+    ) -> Result<Self, EncodeError> {
+        let refused = |message: String| EncodeError::Load {
+            file: file.into(),
+            engine: Engine::Int8,
+            message,
+        };
+        let kernels = chosen().map_err(refused)?;
+        let program = program(bytes, size, kernels).map_err(|error| refused(error.to_string()))?;
+        if program.dim() != dim {
+            return Err(EncodeError::Shape {
+                file: file.into(),
+                what: "output of the network",
+                expected: format!("[1, {dim}]"),
+                got: format!("[1, {}]", program.dim()),
+            });
+        }
+        Ok(Self {
+            file: file.into(),
+            program: Arc::new(program),
+        })
+    }
+
+    /// The instruction set that was chosen.
+    pub fn isa(&self) -> &'static str {
+        self.program.kernels.name()
+    }
+
+    /// Multiply-accumulates for one picture.
+    pub fn macs(&self) -> u64 {
+        self.program.macs
+    }
+}
+
+fn program(
+    bytes: &[u8],
+    size: usize,
+    kernels: &'static dyn Kernels,
+) -> Result<Program, GraphError> {
+    Ok(Program::new(
+        lower::lower(&Graph::read(bytes)?, size)?,
+        kernels,
+    ))
+}
+
+fn chosen() -> Result<&'static dyn Kernels, String> {
+    let all = kernels::all();
+    let names = || {
+        all.iter()
+            .map(|kernels| kernels.name())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    match std::env::var(ISA) {
+        Ok(name) => kernels::by_name(&name)
+            .ok_or_else(|| format!("{ISA} is {name:?}; this machine has {}", names())),
+        Err(_) => Ok(all[0]),
+    }
+}
+
+impl Model for Int8Model {
+    fn engine(&self) -> Engine {
+        Engine::Int8
+    }
+
+    fn session(&self) -> Result<Box<dyn Session>, EncodeError> {
+        Ok(Box::new(Int8Session {
+            file: self.file.clone(),
+            pixels: self.program.image.shape.values(),
+            runner: Runner::new(Arc::clone(&self.program)),
+        }))
+    }
+}
+
+impl Session for Int8Session {
+    fn encode(&mut self, tensor: &[f32]) -> Result<Vec<f32>, EncodeError> {
+        if tensor.len() != self.pixels {
+            return Err(EncodeError::Shape {
+                file: self.file.clone(),
+                what: "input of the network",
+                expected: format!("{} values", self.pixels),
+                got: format!("{} values", tensor.len()),
+            });
+        }
+        Ok(self.runner.run(tensor))
+    }
+}

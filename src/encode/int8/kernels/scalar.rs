@@ -1,0 +1,119 @@
+//! Plain loops: the definition of what kernels compute, and what runs where
+//! nothing better is to be had.
+
+use super::pack::{Layout, TapLayout};
+use super::{Dense, Depthwise, Kernels, Matrix, Taps};
+use crate::encode::int8::plan::Conv;
+
+/// Kernels for any machine.
+pub struct Scalar;
+
+const SLOTS: usize = 8;
+
+static LAYOUT: Layout = Layout {
+    slots: SLOTS,
+    narrow: 0,
+    order: |_, slot| slot,
+    quad_bytes: 4,
+    place: |quad, _, slot, weights| {
+        quad[4 * slot..][..4].copy_from_slice(&weights.map(i8::cast_unsigned));
+    },
+    offset: 0,
+};
+
+static TAPS: TapLayout = TapLayout {
+    block: 1,
+    block_bytes: |[height, width]| height * width,
+    place: |[_, width], _, row, column| row * width + column,
+    weight_bytes: 1,
+    slot: |channel| channel,
+};
+
+impl Kernels for Scalar {
+    fn name(&self) -> &'static str {
+        "scalar"
+    }
+
+    fn pack_dense(&self, conv: &Conv, inputs: usize, zero_point: u8) -> Matrix {
+        Matrix::pack(&LAYOUT, conv, inputs, zero_point)
+    }
+
+    fn dense(&self, dense: &Dense<'_>, to: &mut [u8]) {
+        dense.check(to);
+        let (windows, matrix) = (dense.windows, dense.matrix);
+        for (pixel, to) in to.chunks_exact_mut(matrix.outputs()).enumerate() {
+            let (row, column) = (pixel / windows.columns, pixel % windows.columns);
+            let window = &dense.from[row * windows.row_step + column * windows.column_step..];
+            for panel in matrix.panels() {
+                let (weights, bias, multiplier) = matrix.panel(panel, 4);
+                let sums = products(window, windows.segment_step, matrix, weights, bias);
+                for slot in 0..panel.outputs {
+                    to[panel.first + slot] = dense.requant.level(sums[slot], multiplier[slot]);
+                }
+            }
+        }
+    }
+
+    fn pack_depthwise(&self, conv: &Conv, zero_point: u8) -> Taps {
+        Taps::pack(&TAPS, conv, zero_point)
+    }
+
+    fn depthwise(&self, depthwise: &Depthwise<'_>, to: &mut [u8]) {
+        depthwise.check(to);
+        let channels = depthwise.shape.channels;
+        let pixels = to.chunks_exact_mut(channels).enumerate();
+        for (pixel, to) in pixels {
+            let y = depthwise.rows.start + pixel / depthwise.columns;
+            let x = pixel % depthwise.columns;
+            for (channel, to) in to.iter_mut().enumerate() {
+                let sum = depthwise_sum(depthwise, [y, x], channel);
+                *to = depthwise
+                    .requant
+                    .level(sum, depthwise.taps.multiplier[channel]);
+            }
+        }
+    }
+}
+
+/// The sums of a panel for one window.
+fn products(
+    window: &[u8],
+    segment_step: usize,
+    matrix: &Matrix,
+    weights: &[u8],
+    bias: &[i32],
+) -> [i32; SLOTS] {
+    let mut sums = [0; SLOTS];
+    sums.copy_from_slice(bias);
+    let quads = weights.chunks_exact(4 * SLOTS).enumerate();
+    for (index, quad) in quads {
+        let (segment, at) = (index / matrix.quads(), index % matrix.quads());
+        let levels = &window[segment * segment_step + 4 * at..][..4];
+        for (sum, weights) in sums.iter_mut().zip(quad.chunks_exact(4)) {
+            for (level, weight) in levels.iter().zip(weights) {
+                *sum += i32::from(*level) * i32::from(weight.cast_signed());
+            }
+        }
+    }
+    sums
+}
+
+/// The sum of one channel at one output pixel.
+fn depthwise_sum(depthwise: &Depthwise<'_>, [y, x]: [usize; 2], channel: usize) -> i32 {
+    let [height, width] = depthwise.window.kernel;
+    let weights = &depthwise.taps.weights.as_slice()[channel * height * width..];
+    let mut sum = depthwise.taps.bias[channel];
+    for ky in 0..height {
+        let row = depthwise.row(y, ky);
+        for kx in 0..width {
+            let at =
+                (x * depthwise.window.stride[1] + kx).wrapping_sub(depthwise.window.padding[1]);
+            let level = match at < depthwise.shape.width {
+                true => row[at * depthwise.shape.channels + channel],
+                false => depthwise.outside[0],
+            };
+            sum += i32::from(level) * i32::from(weights[ky * width + kx].cast_signed());
+        }
+    }
+    sum
+}

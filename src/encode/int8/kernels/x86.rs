@@ -1,0 +1,12 @@
+//! Kernels for x86-64.
+
+mod avx512;
+
+use super::Kernels;
+
+/// Those that this machine can run, the fastest first.
+pub fn detected() -> Vec<&'static dyn Kernels> {
+    let mut detected: Vec<&'static dyn Kernels> = Vec::new();
+    detected.extend(avx512::Avx512::detect().map(|kernels| kernels as &dyn Kernels));
+    detected
+}

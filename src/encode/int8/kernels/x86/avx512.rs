@@ -1,0 +1,506 @@
+//! AVX-512 with VNNI: one instruction multiplies and adds 64 pairs of bytes.
+
+use std::arch::x86_64::*;
+
+use crate::encode::int8::kernels::pack::{Layout, TapLayout};
+use crate::encode::int8::kernels::{
+    Dense, Depthwise, Kernels, Matrix, Requant, Sum, Taps, elementwise,
+};
+use crate::encode::int8::plan::Conv;
+
+/// Proof that the processor has AVX-512 F, BW, VL and VNNI: only
+/// [`Avx512::detect`] makes one.
+pub struct Avx512(());
+
+static AVX512: Avx512 = Avx512(());
+
+/// Output pixels of a tile: with two vectors each, 24 of 32 registers.
+const PIXELS: usize = 12;
+/// Outputs of a vector of sums.
+const LANES: usize = 16;
+/// Channels of a vector of levels.
+const BLOCK: usize = 64;
+
+/// Two vectors of sums are packed lane by lane: the first holds outputs 0–3
+/// of every 8, the second outputs 4–7.
+fn order(slots: usize, slot: usize) -> usize {
+    match slots {
+        LANES => slot,
+        _ => slot % LANES / 4 * 8 + slot / LANES * 4 + slot % 4,
+    }
+}
+
+static LAYOUT: Layout = Layout {
+    slots: 2 * LANES,
+    narrow: LANES,
+    order,
+    quad_bytes: 4,
+    place: |quad, _, slot, weights| {
+        quad[4 * slot..][..4].copy_from_slice(&weights.map(i8::cast_unsigned));
+    },
+    offset: 0,
+};
+
+/// Four rows of a column are interleaved byte by byte within lanes of 16
+/// channels; vector `q` then holds channels `4q` to `4q + 3` of each lane.
+fn interleaved(channel: usize) -> usize {
+    channel % 16 / 4 * LANES + channel / 16 * 4 + channel % 4
+}
+
+static TAPS: TapLayout = TapLayout {
+    block: BLOCK,
+    block_bytes: |[height, width]| height.div_ceil(4) * width * 4 * BLOCK,
+    place: |[_, width], channel, row, column| {
+        ((row / 4 * width + column) * BLOCK + interleaved(channel)) * 4 + row % 4
+    },
+    weight_bytes: 1,
+    slot: interleaved,
+};
+
+impl Avx512 {
+    /// The token, where the processor has the instructions.
+    pub fn detect() -> Option<&'static Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        has.then_some(&AVX512)
+    }
+}
+
+impl Kernels for Avx512 {
+    fn name(&self) -> &'static str {
+        "avx512-vnni"
+    }
+
+    fn pack_dense(&self, conv: &Conv, inputs: usize, zero_point: u8) -> Matrix {
+        Matrix::pack(&LAYOUT, conv, inputs, zero_point)
+    }
+
+    fn dense(&self, dense: &Dense<'_>, to: &mut [u8]) {
+        dense.check(to);
+        // SAFETY: `self` proves the features, `check` that all reads and
+        // writes lie within `dense.from` and `to`.
+        unsafe { product(dense, to) }
+    }
+
+    fn pack_depthwise(&self, conv: &Conv, zero_point: u8) -> Taps {
+        Taps::pack(&TAPS, conv, zero_point)
+    }
+
+    fn depthwise(&self, depthwise: &Depthwise<'_>, to: &mut [u8]) {
+        depthwise.check(to);
+        // SAFETY: `self` proves the features; `check` as above.
+        unsafe { depthwise_rows(depthwise, to) }
+    }
+
+    fn quantize(&self, from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        fn inner(from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]) {
+            elementwise::quantize(from, scale, zero_point, to);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inner(from, scale, zero_point, to) }
+    }
+
+    fn add(&self, sum: &Sum, from: [&[u8]; 2], to: &mut [u8]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        fn inner(sum: &Sum, from: [&[u8]; 2], to: &mut [u8]) {
+            elementwise::add(sum, from, to);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inner(sum, from, to) }
+    }
+
+    fn channel_sums(&self, from: &[u8], sums: &mut [u32]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        fn inner(from: &[u8], sums: &mut [u32]) {
+            elementwise::channel_sums(from, sums);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inner(from, sums) }
+    }
+}
+
+/// What is the same for all tiles of a panel.
+struct Panel<'a> {
+    weights: *const u8,
+    bias: &'a [i32],
+    multiplier: &'a [f32],
+    segments: usize,
+    quads: usize,
+    column_step: usize,
+    segment_step: usize,
+    /// Bytes from an output pixel to the next.
+    to_step: usize,
+    /// A bit for each output of the panel.
+    outputs: u32,
+    requant: Requant,
+}
+
+/// # Safety
+/// `dense.check(to)` has passed.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn product(dense: &Dense<'_>, to: &mut [u8]) {
+    let (windows, matrix) = (dense.windows, dense.matrix);
+    for panel in matrix.panels() {
+        let (weights, bias, multiplier) = matrix.panel(panel, LAYOUT.quad_bytes);
+        let shared = Panel {
+            weights: weights.as_ptr(),
+            bias,
+            multiplier,
+            segments: matrix.segments(),
+            quads: matrix.quads(),
+            column_step: windows.column_step,
+            segment_step: windows.segment_step,
+            to_step: matrix.outputs(),
+            outputs: u32::MAX >> (32 - panel.outputs),
+            requant: dense.requant,
+        };
+        for row in 0..windows.rows {
+            let tiles = windows.columns.div_ceil(PIXELS);
+            for tile in 0..tiles {
+                // Tiles of equal size, or one pixel apart.
+                let first = tile * windows.columns / tiles;
+                let pixels = (tile + 1) * windows.columns / tiles - first;
+                let from = row * windows.row_step + first * windows.column_step;
+                let at = (row * windows.columns + first) * matrix.outputs() + panel.first;
+                // SAFETY: both offsets lie within what `check` has measured.
+                unsafe {
+                    let (from, to) = (dense.from.as_ptr().add(from), to.as_mut_ptr().add(at));
+                    match panel.slots {
+                        LANES => narrow_tile(pixels, &shared, from, to),
+                        _ => wide_tile(pixels, &shared, from, to),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A tile of a number of pixels known only now.
+macro_rules! by_pixels {
+    ($name:ident, $vectors:literal) => {
+        /// # Safety
+        /// As [`tile`].
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn $name(pixels: usize, panel: &Panel<'_>, from: *const u8, to: *mut u8) {
+            // SAFETY: the caller's.
+            unsafe {
+                match pixels {
+                    1 => tile::<1, $vectors>(panel, from, to),
+                    2 => tile::<2, $vectors>(panel, from, to),
+                    3 => tile::<3, $vectors>(panel, from, to),
+                    4 => tile::<4, $vectors>(panel, from, to),
+                    5 => tile::<5, $vectors>(panel, from, to),
+                    6 => tile::<6, $vectors>(panel, from, to),
+                    7 => tile::<7, $vectors>(panel, from, to),
+                    8 => tile::<8, $vectors>(panel, from, to),
+                    9 => tile::<9, $vectors>(panel, from, to),
+                    10 => tile::<10, $vectors>(panel, from, to),
+                    11 => tile::<11, $vectors>(panel, from, to),
+                    _ => tile::<12, $vectors>(panel, from, to),
+                }
+            }
+        }
+    };
+}
+
+by_pixels!(narrow_tile, 1);
+by_pixels!(wide_tile, 2);
+
+/// `N` pixels by `V` vectors of outputs, from windows to levels.
+///
+/// # Safety
+/// The windows of `N` pixels from `from` on, and the panel's outputs of `N`
+/// pixels from `to` on, lie within their slices; the panel has `16·V` slots.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn tile<const N: usize, const V: usize>(panel: &Panel<'_>, from: *const u8, to: *mut u8) {
+    let mut sums = [[_mm512_setzero_si512(); V]; N];
+    // SAFETY: the panel has 16·V biases, and 64·V weights for each quad; the
+    // reads of levels are those of the windows.
+    unsafe {
+        for v in 0..V {
+            let bias = _mm512_loadu_si512(panel.bias.as_ptr().add(LANES * v).cast());
+            for sums in &mut sums {
+                sums[v] = bias;
+            }
+        }
+        let mut weights = panel.weights;
+        for segment in 0..panel.segments {
+            let mut levels = from.add(segment * panel.segment_step);
+            for _ in 0..panel.quads {
+                let mut w = [_mm512_setzero_si512(); V];
+                for (v, w) in w.iter_mut().enumerate() {
+                    *w = _mm512_load_si512(weights.add(64 * v).cast());
+                }
+                for (n, sums) in sums.iter_mut().enumerate() {
+                    let quad = levels
+                        .add(n * panel.column_step)
+                        .cast::<i32>()
+                        .read_unaligned();
+                    let quad = _mm512_set1_epi32(quad);
+                    for v in 0..V {
+                        sums[v] = _mm512_dpbusd_epi32(sums[v], quad, w[v]);
+                    }
+                }
+                levels = levels.add(4);
+                weights = weights.add(64 * V);
+            }
+        }
+        let mut multiplier = [_mm512_setzero_ps(); V];
+        for (v, multiplier) in multiplier.iter_mut().enumerate() {
+            *multiplier = _mm512_loadu_ps(panel.multiplier.as_ptr().add(LANES * v));
+        }
+        for (n, sums) in sums.iter().enumerate() {
+            store_pixel(panel, sums, &multiplier, to.add(n * panel.to_step));
+        }
+    }
+}
+
+/// The levels of one pixel.
+///
+/// # Safety
+/// The panel's outputs from `to` on may be written.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn store_pixel<const V: usize>(
+    panel: &Panel<'_>,
+    sums: &[__m512i; V],
+    multiplier: &[__m512; V],
+    to: *mut u8,
+) {
+    let first = rounded(sums[0], multiplier[0]);
+    let second = if V == 2 {
+        rounded(sums[V - 1], multiplier[V - 1])
+    } else {
+        first
+    };
+    // Sixteen bits of each: in order for two vectors, twice the same for one.
+    let levels = saturated(_mm512_packs_epi32(first, second), panel.requant);
+    // SAFETY: the mask has a bit for each of the panel's outputs and no other.
+    unsafe {
+        if V == 2 {
+            let bytes = _mm512_cvtepi16_epi8(levels);
+            match panel.outputs {
+                u32::MAX => _mm256_storeu_si256(to.cast(), bytes),
+                outputs => _mm256_mask_storeu_epi8(to.cast(), outputs, bytes),
+            }
+        } else {
+            let in_order =
+                _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6), levels);
+            let bytes = _mm256_cvtepi16_epi8(_mm512_castsi512_si256(in_order));
+            match panel.outputs {
+                0xFFFF => _mm_storeu_si128(to.cast(), bytes),
+                outputs => _mm_mask_storeu_epi8(to.cast(), outputs as u16, bytes),
+            }
+        }
+    }
+}
+
+/// `round(multiplier · sum)`, halves to even.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rounded(sums: __m512i, multiplier: __m512) -> __m512i {
+    _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), multiplier))
+}
+
+/// Zero point added and range applied, on saturated values of 16 bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn saturated(values: __m512i, requant: Requant) -> __m512i {
+    let [low, high] = requant.range.map(|level| _mm512_set1_epi16(level.into()));
+    let levels = _mm512_adds_epi16(values, _mm512_set1_epi16(requant.zero_point.into()));
+    _mm512_min_epi16(_mm512_max_epi16(levels, low), high)
+}
+
+/// # Safety
+/// `depthwise.check(to)` has passed.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn depthwise_rows(depthwise: &Depthwise<'_>, to: &mut [u8]) {
+    let channels = depthwise.shape.channels;
+    let block_bytes = (TAPS.block_bytes)(depthwise.window.kernel);
+    let rows = to.chunks_exact_mut(depthwise.columns * channels);
+    for (y, to) in depthwise.rows.clone().zip(rows) {
+        for block in 0..channels.div_ceil(BLOCK) {
+            let lane = Lane {
+                first: block * BLOCK,
+                mask: u64::MAX >> (BLOCK - (channels - block * BLOCK).min(BLOCK)),
+                weights: &depthwise.taps.weights.as_slice()[block * block_bytes..][..block_bytes],
+                bias: &depthwise.taps.bias[block * BLOCK..][..BLOCK],
+                multiplier: &depthwise.taps.multiplier[block * BLOCK..][..BLOCK],
+            };
+            // SAFETY: the caller's; the block lies within the channels.
+            unsafe {
+                match (depthwise.window.kernel, depthwise.window.stride[1]) {
+                    ([3, 3], 1) => row_of_three::<1>(depthwise, &lane, y, to),
+                    ([3, 3], 2) => row_of_three::<2>(depthwise, &lane, y, to),
+                    _ => row(depthwise, &lane, y, to),
+                }
+            }
+        }
+    }
+}
+
+/// 64 channels of a depthwise convolution.
+struct Lane<'a> {
+    first: usize,
+    /// A bit for each channel that exists.
+    mask: u64,
+    weights: &'a [u8],
+    bias: &'a [i32],
+    multiplier: &'a [f32],
+}
+
+/// One output row with a kernel of 3 by 3. A column of the input is
+/// interleaved once and multiplied for up to three outputs; the weights stay
+/// in registers.
+///
+/// # Safety
+/// `check` has passed for `depthwise`, and `to` is one output row.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn row_of_three<const STRIDE: usize>(
+    depthwise: &Depthwise<'_>,
+    lane: &Lane<'_>,
+    y: usize,
+    to: &mut [u8],
+) {
+    let rows = [0, 1, 2].map(|ky| depthwise.row(y, ky));
+    let vector = |index: usize| {
+        // SAFETY: the block has 12 vectors of weights.
+        unsafe { _mm512_load_si512(lane.weights.as_ptr().add(index * 64).cast()) }
+    };
+    let weights = [0, 1, 2].map(|kx| [0, 1, 2, 3].map(|q| vector(4 * kx + q)));
+    let left = depthwise.window.padding[1];
+    // SAFETY: `column` checks its position; the output pixel lies in the row.
+    unsafe {
+        let column = |x: usize| column(depthwise, lane, &rows, x.wrapping_sub(left));
+        let mut columns = [column(0), column(1), [_mm512_setzero_si512(); 4]];
+        for x in 0..depthwise.columns {
+            if x > 0 {
+                columns = match STRIDE {
+                    1 => [columns[1], columns[2], columns[0]],
+                    _ => [columns[2], column(STRIDE * x + 1), columns[0]],
+                };
+            }
+            columns[2] = column(STRIDE * x + 2);
+            let mut sums = biases(lane);
+            for (column, weights) in columns.iter().zip(&weights) {
+                for q in 0..4 {
+                    sums[q] = _mm512_dpbusd_epi32(sums[q], column[q], weights[q]);
+                }
+            }
+            let at = x * depthwise.shape.channels + lane.first;
+            store_channels(depthwise.requant, lane, sums, to.as_mut_ptr().add(at));
+        }
+    }
+}
+
+/// One output row with any kernel.
+///
+/// # Safety
+/// As [`row_of_three`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn row(depthwise: &Depthwise<'_>, lane: &Lane<'_>, y: usize, to: &mut [u8]) {
+    let [height, width] = depthwise.window.kernel;
+    for x in 0..depthwise.columns {
+        let mut sums = biases(lane);
+        let mut weights = lane.weights.as_ptr();
+        for top in (0..height).step_by(4) {
+            // Rows beyond the kernel have weights of zero.
+            let rows = [0, 1, 2, 3].map(|ky| depthwise.row(y, (top + ky).min(height - 1)));
+            for kx in 0..width {
+                let at =
+                    (x * depthwise.window.stride[1] + kx).wrapping_sub(depthwise.window.padding[1]);
+                // SAFETY: `column` checks its position; four vectors of
+                // weights belong to each column of four rows.
+                unsafe {
+                    let column = column(depthwise, lane, &rows, at);
+                    for q in 0..4 {
+                        let weights = _mm512_load_si512(weights.add(64 * q).cast());
+                        sums[q] = _mm512_dpbusd_epi32(sums[q], column[q], weights);
+                    }
+                    weights = weights.add(256);
+                }
+            }
+        }
+        let at = x * depthwise.shape.channels + lane.first;
+        // SAFETY: the output pixel lies in the row.
+        unsafe { store_channels(depthwise.requant, lane, sums, to.as_mut_ptr().add(at)) };
+    }
+}
+
+/// One column of up to four rows, interleaved: vector `q` holds the rows of
+/// channels `4q` to `4q + 3` of each lane. Outside the input, the zero point.
+///
+/// # Safety
+/// `rows` are whole input rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn column<const R: usize>(
+    depthwise: &Depthwise<'_>,
+    lane: &Lane<'_>,
+    rows: &[&[u8]; R],
+    x: usize,
+) -> [__m512i; 4] {
+    if x >= depthwise.shape.width {
+        return [_mm512_set1_epi8(depthwise.outside[0].cast_signed()); 4];
+    }
+    let at = x * depthwise.shape.channels + lane.first;
+    // SAFETY: the mask keeps the read within the pixel.
+    let load = |row: usize| unsafe {
+        let levels = rows[row].as_ptr().add(at).cast::<i8>();
+        match lane.mask {
+            u64::MAX => _mm512_loadu_si512(levels.cast()),
+            mask => _mm512_maskz_loadu_epi8(mask, levels),
+        }
+    };
+    let rows = [load(0), load(1), load(2), load(R - 1)];
+    let upper = [
+        _mm512_unpacklo_epi8(rows[0], rows[1]),
+        _mm512_unpackhi_epi8(rows[0], rows[1]),
+    ];
+    let lower = [
+        _mm512_unpacklo_epi8(rows[2], rows[3]),
+        _mm512_unpackhi_epi8(rows[2], rows[3]),
+    ];
+    [
+        _mm512_unpacklo_epi16(upper[0], lower[0]),
+        _mm512_unpackhi_epi16(upper[0], lower[0]),
+        _mm512_unpacklo_epi16(upper[1], lower[1]),
+        _mm512_unpackhi_epi16(upper[1], lower[1]),
+    ]
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn biases(lane: &Lane<'_>) -> [__m512i; 4] {
+    // SAFETY: a block has 64 biases.
+    [0, 1, 2, 3]
+        .map(|q| unsafe { _mm512_loadu_si512(lane.bias[LANES * q..][..LANES].as_ptr().cast()) })
+}
+
+/// The levels of one pixel's 64 channels: packing twice puts them in order.
+///
+/// # Safety
+/// The channels that exist may be written from `to` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn store_channels(requant: Requant, lane: &Lane<'_>, sums: [__m512i; 4], to: *mut u8) {
+    // SAFETY: a block has 64 multipliers; the mask keeps the write within the pixel.
+    unsafe {
+        let rounded = [0, 1, 2, 3].map(|q| {
+            rounded(
+                sums[q],
+                _mm512_loadu_ps(lane.multiplier[LANES * q..][..LANES].as_ptr()),
+            )
+        });
+        let low = saturated(_mm512_packs_epi32(rounded[0], rounded[1]), requant);
+        let high = saturated(_mm512_packs_epi32(rounded[2], rounded[3]), requant);
+        let levels = _mm512_packus_epi16(low, high);
+        match lane.mask {
+            u64::MAX => _mm512_storeu_si512(to.cast(), levels),
+            mask => _mm512_mask_storeu_epi8(to.cast(), mask, levels),
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! Convolutions and linear layers, in either style.
+
+use super::operands::Weights;
+use super::{FloatOp, Floats, Lowering, MAX_LEVEL, Pending, TailStep, Value};
+use crate::encode::int8::graph::{Data, GraphError, MAX_SIZE, Node, count};
+use crate::encode::int8::plan::{Affine, Conv, Shape, Step, TensorId, Window};
+
+/// A linear operation on levels whose result has no levels yet.
+#[derive(Clone)]
+pub struct Linear {
+    /// Shape of the result.
+    pub shape: Shape,
+    from: TensorId,
+    window: Window,
+    depthwise: bool,
+    /// `[output, input, row, column]`.
+    weight: Vec<i8>,
+    /// One for each output.
+    scales: Vec<f32>,
+    bias: Bias,
+}
+
+/// A bias as the graph holds it.
+#[derive(Clone)]
+enum Bias {
+    None,
+    /// In units of input scale · weight scale.
+    Levels(Vec<i32>),
+    Real(Vec<f64>),
+}
+
+impl Lowering<'_> {
+    /// `QLinearConv`: x, w and y with scale and zero point each, then the bias.
+    pub fn quantized_conv(&mut self, node: &Node) -> Result<Value, GraphError> {
+        let from = self.levels(node, 0)?;
+        let weights = self.weights(node, 3, 0)?;
+        let bias = self.integer_bias(node, 8)?;
+        let linear = self.conv(node, from, &weights, bias)?;
+        self.emit_as_levels(node, linear, 6)
+    }
+
+    /// `QLinearMatMul`: a, b and y with scale and zero point each.
+    pub fn quantized_matmul(&mut self, node: &Node) -> Result<Value, GraphError> {
+        let from = self.levels(node, 0)?;
+        let weights = self.weights(node, 3, 1)?;
+        let linear = self.layer(node, from, &weights, false, Bias::None)?;
+        self.emit_as_levels(node, linear, 6)
+    }
+
+    /// `QGemm`: A and B with scale and zero point each, C, then y's.
+    pub fn quantized_gemm(&mut self, node: &Node) -> Result<Value, GraphError> {
+        let transposed = gemm_transposes(node)?;
+        let from = self.levels(node, 0)?;
+        let weights = self.weights(node, 3, usize::from(!transposed))?;
+        let bias = self.integer_bias(node, 6)?;
+        let linear = self.layer(node, from, &weights, transposed, bias)?;
+        self.emit_as_levels(node, linear, 7)
+    }
+
+    /// `Conv` between `DequantizeLinear` and `QuantizeLinear`.
+    pub fn float_conv(&mut self, node: &Node) -> Result<Value, GraphError> {
+        let from = self.real(node, 0)?;
+        let weights = self.dequantized_weights(node, 1)?;
+        let bias = self.float_bias(node, 2)?;
+        let linear = self.conv(node, from, &weights, bias)?;
+        Ok(Value::Pending(Pending::of(FloatOp::Linear(linear))))
+    }
+
+    /// `Gemm` or `MatMul`, of levels or, at the end, of floats.
+    pub fn float_linear(&mut self, node: &Node) -> Result<Value, GraphError> {
+        let transposed = node.op == "Gemm" && gemm_transposes(node)?;
+        if let Some(constant) = self.graph.constants.get(node.input(1))
+            && let Data::F32(weight) = &constant.data
+        {
+            return self.float_layer(node, weight, &constant.dims, transposed);
+        }
+        let from = self.real(node, 0)?;
+        let weights = self.dequantized_weights(node, 1)?;
+        let bias = self.float_bias(node, 2)?;
+        let linear = self.layer(node, from, &weights, transposed, bias)?;
+        Ok(Value::Pending(Pending::of(FloatOp::Linear(linear))))
+    }
+
+    /// A layer in floats behind the integer part.
+    fn float_layer(
+        &self,
+        node: &Node,
+        weight: &[f32],
+        dims: &[usize],
+        transposed: bool,
+    ) -> Result<Value, GraphError> {
+        let (id, mut floats) = self.floats(node)?;
+        let [inputs, outputs] = matrix(node, dims, transposed)?;
+        if inputs != floats.values {
+            return Err(node.error(format!("{inputs} inputs for {} values", floats.values)));
+        }
+        let bias = match self.float_bias(node, 2)? {
+            Bias::Real(bias) => bias.iter().map(|&value| value as f32).collect(),
+            _ => vec![0.0; outputs],
+        };
+        check_count(node, "biases", bias.len(), outputs)?;
+        let at = |output: usize, input: usize| match transposed {
+            true => weight[output * inputs + input],
+            false => weight[input * outputs + output],
+        };
+        let weight = (0..outputs * inputs)
+            .map(|i| at(i / inputs, i % inputs))
+            .collect();
+        floats.tail.push(TailStep::Linear { weight, bias });
+        floats.values = outputs;
+        Ok(Value::Floats(id, floats))
+    }
+
+    /// What a float layer reads.
+    fn floats(&self, node: &Node) -> Result<(TensorId, Floats), GraphError> {
+        let floats = match self.value(node, 0)? {
+            Value::Real(id) if self.shape(*id).pixels() == 1 => {
+                let values = self.shape(*id).channels;
+                Some((
+                    *id,
+                    Floats {
+                        tail: Vec::new(),
+                        values,
+                    },
+                ))
+            }
+            Value::Floats(id, floats) => Some((*id, floats.clone())),
+            Value::Pending(pending) => pending.as_floats(&self.tensors),
+            _ => None,
+        };
+        floats.ok_or_else(|| node.error("a float layer can only come after the integer part"))
+    }
+
+    fn emit_as_levels(
+        &mut self,
+        node: &Node,
+        linear: Linear,
+        output: usize,
+    ) -> Result<Value, GraphError> {
+        let affine = self.affine(node, output)?;
+        let id = self.emit(node, Pending::of(FloatOp::Linear(linear)), affine)?;
+        Ok(Value::Levels(id))
+    }
+
+    /// Makes a step of a linear operation whose levels are now known.
+    pub fn emit_linear(
+        &mut self,
+        node: &Node,
+        linear: Linear,
+        affine: Affine,
+        range: [u8; 2],
+    ) -> Result<TensorId, GraphError> {
+        let input = self.tensors[linear.from.0].affine;
+        let unit = |scale: f32| f64::from(input.scale) * f64::from(scale);
+        let bias = linear.bias.levels(node, &linear.scales, unit)?;
+        // In the order in which ONNX Runtime rounds.
+        let multiplier: Vec<f32> = linear
+            .scales
+            .iter()
+            .map(|scale| input.scale * scale / affine.scale)
+            .collect();
+        check_sums(node, &linear.weight, &bias, &multiplier)?;
+        let to = self.push(linear.shape, affine);
+        self.steps.push(Step::Conv(Conv {
+            from: linear.from,
+            to,
+            window: linear.window,
+            depthwise: linear.depthwise,
+            weight: linear.weight,
+            bias,
+            multiplier,
+            range,
+        }));
+        Ok(to)
+    }
+
+    fn conv(
+        &self,
+        node: &Node,
+        from: TensorId,
+        weights: &Weights,
+        bias: Bias,
+    ) -> Result<Linear, GraphError> {
+        let &[outputs, inputs, height, width] = weights.dims.as_slice() else {
+            return Err(node.error(format!(
+                "weights of {:?}; expected 4 dimensions",
+                weights.dims
+            )));
+        };
+        let shape = self.shape(from);
+        let depthwise = is_depthwise(node, shape.channels, outputs, inputs)?;
+        let window = window(node, [height, width], shape)?;
+        let fitted = window.output(shape.height, shape.width);
+        let [height, width] = fitted
+            .ok_or_else(|| node.error(format!("a kernel of {:?} on {shape:?}", window.kernel)))?;
+        let linear = Linear {
+            shape: Shape {
+                channels: outputs,
+                height,
+                width,
+            },
+            from,
+            window,
+            depthwise,
+            weight: weights.bytes(node)?,
+            scales: weights.scales_along(node, 0)?,
+            bias,
+        };
+        checked(node, linear)
+    }
+
+    /// A linear layer; its weights are `[input, output]`, or the other way
+    /// round where `transposed`.
+    fn layer(
+        &self,
+        node: &Node,
+        from: TensorId,
+        weights: &Weights,
+        transposed: bool,
+        bias: Bias,
+    ) -> Result<Linear, GraphError> {
+        let [inputs, outputs] = matrix(node, &weights.dims, transposed)?;
+        let shape = self.shape(from);
+        if shape.pixels() != 1 || shape.channels != inputs {
+            return Err(node.error(format!("a layer of {inputs} inputs on {shape:?}")));
+        }
+        let bytes = weights.bytes(node)?;
+        let bytes = match transposed {
+            true => bytes,
+            false => (0..outputs * inputs)
+                .map(|i| bytes[i % inputs * outputs + i / inputs])
+                .collect(),
+        };
+        let linear = Linear {
+            shape: Shape {
+                channels: outputs,
+                height: 1,
+                width: 1,
+            },
+            from,
+            window: Window::POINT,
+            depthwise: false,
+            weight: bytes,
+            scales: weights.scales_along(node, usize::from(!transposed))?,
+            bias,
+        };
+        checked(node, linear)
+    }
+
+    fn dequantized_weights(&self, node: &Node, index: usize) -> Result<Weights, GraphError> {
+        match self.value(node, index) {
+            Ok(Value::Weights(weights)) => Ok(weights.clone()),
+            _ => Err(node.error(format!("input {index}: expected dequantised constants"))),
+        }
+    }
+
+    fn integer_bias(&self, node: &Node, index: usize) -> Result<Bias, GraphError> {
+        if node.input(index).is_empty() {
+            return Ok(Bias::None);
+        }
+        match &self.constant(node, index)?.data {
+            Data::I32(levels) => Ok(Bias::Levels(levels.clone())),
+            _ => Err(node.error("its bias is not of int32")),
+        }
+    }
+
+    fn float_bias(&self, node: &Node, index: usize) -> Result<Bias, GraphError> {
+        let name = node.input(index);
+        if name.is_empty() {
+            return Ok(Bias::None);
+        }
+        if let Some(Value::Weights(bias)) = self.values.get(name) {
+            let scales = bias.scales_along(node, 0)?;
+            let real = bias.levels.iter().zip(scales);
+            return Ok(Bias::Real(
+                real.map(|(&level, scale)| f64::from(level) * f64::from(scale))
+                    .collect(),
+            ));
+        }
+        match &self.constant(node, index)?.data {
+            Data::F32(values) => Ok(Bias::Real(
+                values.iter().map(|&value| value.into()).collect(),
+            )),
+            _ => Err(node.error("its bias is neither float nor dequantised")),
+        }
+    }
+}
+
+impl Bias {
+    /// One integer for each of `scales`, in units of what `unit` makes of it.
+    fn levels(
+        &self,
+        node: &Node,
+        scales: &[f32],
+        unit: impl Fn(f32) -> f64,
+    ) -> Result<Vec<i32>, GraphError> {
+        let levels = match self {
+            Self::None => vec![0; scales.len()],
+            Self::Levels(levels) => levels.clone(),
+            Self::Real(values) => {
+                let levels = values.iter().zip(scales);
+                // A bias too large for an integer saturates here and is refused by the check of sums.
+                levels
+                    .map(|(value, &scale)| (value / unit(scale)).round_ties_even() as i32)
+                    .collect()
+            }
+        };
+        check_count(node, "biases", levels.len(), scales.len())?;
+        Ok(levels)
+    }
+}
+
+/// Passes a linear operation whose result has a size within reason.
+fn checked(node: &Node, linear: Linear) -> Result<Linear, GraphError> {
+    let Shape {
+        channels,
+        height,
+        width,
+    } = linear.shape;
+    let sizes = [channels, height, width];
+    match sizes.iter().all(|size| (1..=MAX_SIZE).contains(size)) && count(&sizes).is_some() {
+        true => Ok(linear),
+        false => Err(node.error(format!("its result has {sizes:?} values"))),
+    }
+}
+
+fn is_depthwise(
+    node: &Node,
+    channels: usize,
+    outputs: usize,
+    inputs: usize,
+) -> Result<bool, GraphError> {
+    let groups = usize::try_from(node.int("group", 1)).unwrap_or(0);
+    match (groups, inputs) {
+        (1, inputs) if inputs == channels => Ok(false),
+        (groups, 1) if groups == channels && groups == outputs => Ok(true),
+        _ => Err(node.error(format!(
+            "{groups} groups of {inputs} inputs for {channels} channels and {outputs} outputs; expected one group, or one for each channel"
+        ))),
+    }
+}
+
+fn window(node: &Node, kernel: [usize; 2], shape: Shape) -> Result<Window, GraphError> {
+    let dilations: [usize; 2] = node.sizes("dilations", 1)?;
+    let stride: [usize; 2] = node.sizes("strides", 1)?;
+    let padding = match node.text("auto_pad") {
+        "" | "NOTSET" => node.sizes("pads", 0)?,
+        "VALID" => [0; 4],
+        "SAME_UPPER" => same(kernel, stride, shape, false),
+        "SAME_LOWER" => same(kernel, stride, shape, true),
+        other => return Err(node.error(format!("auto_pad {other}"))),
+    };
+    let small = padding
+        .iter()
+        .zip([kernel, kernel].as_flattened())
+        .all(|(padding, kernel)| padding < kernel);
+    match dilations == [1; 2] && !kernel.contains(&0) && !stride.contains(&0) && small {
+        true => Ok(Window { kernel, stride, padding }),
+        false => Err(node.error(format!(
+            "kernel {kernel:?}, strides {stride:?}, pads {padding:?}, dilations {dilations:?}; expected no dilation and pads below the kernel"
+        ))),
+    }
+}
+
+/// Padding by which an output has `⌈input / stride⌉` pixels along each side.
+fn same(kernel: [usize; 2], stride: [usize; 2], shape: Shape, lower: bool) -> [usize; 4] {
+    let along = |size: usize, axis: usize| {
+        let covered = (size.div_ceil(stride[axis].max(1)) - 1) * stride[axis] + kernel[axis];
+        let total = covered.saturating_sub(size);
+        let less = total / 2;
+        if lower {
+            [total - less, less]
+        } else {
+            [less, total - less]
+        }
+    };
+    let ([top, bottom], [left, right]) = (along(shape.height, 0), along(shape.width, 1));
+    [top, left, bottom, right]
+}
+
+/// Inputs and outputs of a linear layer's weights.
+fn matrix(node: &Node, dims: &[usize], transposed: bool) -> Result<[usize; 2], GraphError> {
+    match *dims {
+        [outputs, inputs] if transposed => Ok([inputs, outputs]),
+        [inputs, outputs] => Ok([inputs, outputs]),
+        _ => Err(node.error(format!("weights of {dims:?}; expected 2 dimensions"))),
+    }
+}
+
+/// Whether a Gemm's weights are `[output, input]`.
+fn gemm_transposes(node: &Node) -> Result<bool, GraphError> {
+    let plain = node.int("transA", 0) == 0
+        && node.float("alpha", 1.0) == 1.0
+        && node.float("beta", 1.0) == 1.0;
+    match plain {
+        true => Ok(node.int("transB", 0) != 0),
+        false => Err(node.error("transA, alpha or beta is set")),
+    }
+}
+
+fn check_count(node: &Node, what: &str, got: usize, expected: usize) -> Result<(), GraphError> {
+    match got == expected {
+        true => Ok(()),
+        false => Err(node.error(format!("{got} {what}, expected {expected}"))),
+    }
+}
+
+/// No sum may overflow, whatever the image: then no kernel has to look.
+fn check_sums(
+    node: &Node,
+    weight: &[i8],
+    bias: &[i32],
+    multiplier: &[f32],
+) -> Result<(), GraphError> {
+    let each = weight.len() / bias.len().max(1);
+    for (output, weights) in weight.chunks_exact(each.max(1)).enumerate() {
+        let products: i64 = weights
+            .iter()
+            .map(|&weight| 256 * i64::from(weight).abs())
+            .sum();
+        let largest = 2 * products + i64::from(bias[output]).abs();
+        let levels = largest as f32 * multiplier[output];
+        if largest > i64::from(i32::MAX) || !levels.is_finite() || levels >= MAX_LEVEL {
+            return Err(node.error(format!(
+                "channel {output} can reach sums of {largest} and levels of {levels}, which is too much"
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! A program at work: one image in, one embedding out, nothing allocated on
+//! the way but the result.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::kernels::{Dense, Depthwise};
+use super::memory::Bytes;
+use super::plan::{Shape, Tail};
+use super::program::{
+    AddReady, DenseReady, DepthwiseReady, PadReady, Placed, PoolReady, Program, Ready,
+};
+
+/// Runs a program on one thread.
+pub struct Runner {
+    program: Arc<Program>,
+    arena: Bytes,
+    /// A row of the image, channel by channel.
+    row: Vec<u8>,
+    sums: Vec<u32>,
+}
+
+impl Runner {
+    /// A runner with an arena of its own.
+    pub fn new(program: Arc<Program>) -> Self {
+        let channels = program.steps.iter().map(pooled_channels).max();
+        Self {
+            arena: Bytes::zeroed(program.arena),
+            row: vec![0; program.image.shape.channels * program.image.shape.width],
+            sums: vec![0; channels.unwrap_or(0)],
+            program,
+        }
+    }
+
+    /// The embedding of a planar float image, `[channels, height, width]` of
+    /// the program's image.
+    pub fn run(&mut self, image: &[f32]) -> Vec<f32> {
+        self.quantize(image);
+        self.run_steps()
+    }
+
+    /// Writes the image as levels, rows of pixels.
+    fn quantize(&mut self, image: &[f32]) {
+        let Self {
+            program,
+            arena,
+            row,
+            ..
+        } = self;
+        let Placed { shape, affine, .. } = program.image;
+        let levels = &mut arena.as_mut_slice()[program.image.bytes()];
+        for (y, to) in levels
+            .chunks_exact_mut(shape.width * shape.channels)
+            .enumerate()
+        {
+            for (channel, row) in row.chunks_exact_mut(shape.width).enumerate() {
+                let from = &image[(channel * shape.height + y) * shape.width..][..shape.width];
+                program
+                    .kernels
+                    .quantize(from, affine.scale, affine.zero_point, row);
+            }
+            interleave(row, to, shape.channels);
+        }
+    }
+
+    fn run_steps(&mut self) -> Vec<f32> {
+        let program = Arc::clone(&self.program);
+        for step in &program.steps {
+            match step {
+                Ready::Pad(pad) => self.pad(pad),
+                Ready::Dense(dense) => self.dense(dense),
+                Ready::Depthwise(depthwise) => self.depthwise(depthwise),
+                Ready::Add(add) => self.add(add),
+                Ready::Pool(pool) => self.pool(pool),
+            }
+        }
+        let last = &program.last;
+        let levels = &self.arena.as_slice()[last.bytes()];
+        program
+            .tail
+            .iter()
+            .fold(reals(last, levels), |values, tail| {
+                apply(tail, last.shape, &values)
+            })
+    }
+
+    /// The places of what is read and written; the plan keeps them apart.
+    fn pair(&mut self, from: Range<usize>, to: Range<usize>) -> (&[u8], &mut [u8]) {
+        match self.arena.as_mut_slice().get_disjoint_mut([from, to]) {
+            Ok([from, to]) => (from, to),
+            Err(_) => unreachable!("a step reads and writes different buffers"),
+        }
+    }
+
+    fn pad(&mut self, pad: &PadReady) {
+        let (from, to) = self.pair(pad.from.bytes(), pad.to.bytes());
+        let [top, left] = pad.corner;
+        let row = pad.from.shape.width * pad.from.shape.channels;
+        let padded_row = pad.to.shape.width * pad.to.shape.channels;
+        let at = left * pad.from.shape.channels;
+        to.fill(pad.to.affine.zero_point);
+        let inner = to.chunks_exact_mut(padded_row).skip(top);
+        for (to, from) in inner.zip(from.chunks_exact(row)) {
+            to[at..at + row].copy_from_slice(from);
+        }
+    }
+
+    fn dense(&mut self, dense: &DenseReady) {
+        let kernels = self.program.kernels;
+        let (from, to) = self.pair(dense.from.clone(), dense.to.clone());
+        let call = Dense {
+            from,
+            windows: dense.windows,
+            matrix: &dense.matrix,
+            requant: dense.requant,
+        };
+        kernels.dense(&call, to);
+    }
+
+    fn depthwise(&mut self, depthwise: &DepthwiseReady) {
+        let kernels = self.program.kernels;
+        let zero_point = depthwise.from.affine.zero_point;
+        let outside = depthwise.outside.clone();
+        self.arena.as_mut_slice()[outside.clone()].fill(zero_point);
+        let places = [depthwise.from.bytes(), outside, depthwise.to.bytes()];
+        let Ok([from, outside, to]) = self.arena.as_mut_slice().get_disjoint_mut(places) else {
+            unreachable!("a step's buffers lie apart");
+        };
+        let call = Depthwise {
+            from,
+            shape: depthwise.from.shape,
+            window: depthwise.window,
+            rows: 0..depthwise.to.shape.height,
+            columns: depthwise.to.shape.width,
+            outside,
+            taps: &depthwise.taps,
+            requant: depthwise.requant,
+        };
+        kernels.depthwise(&call, to);
+    }
+
+    fn add(&mut self, add: &AddReady) {
+        let kernels = self.program.kernels;
+        let [a, b] = add.from.clone();
+        if a == b {
+            let (from, to) = self.pair(a, add.to.clone());
+            return kernels.add(&add.sum, [from, from], to);
+        }
+        let Ok([a, b, to]) = self
+            .arena
+            .as_mut_slice()
+            .get_disjoint_mut([a, b, add.to.clone()])
+        else {
+            unreachable!("a step's buffers lie apart");
+        };
+        kernels.add(&add.sum, [a, b], to);
+    }
+
+    fn pool(&mut self, pool: &PoolReady) {
+        let shape = pool.from.shape;
+        let sums = &mut self.sums[..shape.channels];
+        let levels = self.arena.as_mut_slice();
+        self.program
+            .kernels
+            .channel_sums(&levels[pool.from.bytes()], sums);
+        let zeros = shape.pixels() as i64 * i64::from(pool.from.affine.zero_point);
+        for (to, &sum) in levels[pool.to.clone()].iter_mut().zip(&*sums) {
+            *to = pool
+                .requant
+                .level_of((i64::from(sum) - zeros) as f32 * pool.ratio);
+        }
+    }
+}
+
+fn pooled_channels(step: &Ready) -> usize {
+    match step {
+        Ready::Pool(pool) => pool.from.shape.channels,
+        _ => 0,
+    }
+}
+
+/// `[channels, pixels]` → `[pixels, channels]`.
+fn interleave(planes: &[u8], pixels: &mut [u8], channels: usize) {
+    let width = planes.len() / channels;
+    for (channel, plane) in planes.chunks_exact(width).enumerate() {
+        for (pixel, &level) in pixels.chunks_exact_mut(channels).zip(plane) {
+            pixel[channel] = level;
+        }
+    }
+}
+
+/// Real values, channel by channel.
+fn reals(last: &Placed, levels: &[u8]) -> Vec<f32> {
+    let Shape { channels, .. } = last.shape;
+    let pixels = last.shape.pixels();
+    let at = |index: usize| levels[index % pixels * channels + index / pixels];
+    (0..last.shape.values())
+        .map(|index| last.affine.real(at(index)))
+        .collect()
+}
+
+fn apply(tail: &Tail, shape: Shape, values: &[f32]) -> Vec<f32> {
+    match tail {
+        Tail::Pool => {
+            let mean = |plane: &[f32]| plane.iter().sum::<f32>() / plane.len() as f32;
+            values.chunks_exact(shape.pixels()).map(mean).collect()
+        }
+        Tail::Linear { weight, bias } => {
+            let rows = weight.chunks_exact(values.len().max(1)).zip(bias);
+            let dot = |row: &[f32]| row.iter().zip(values).map(|(w, x)| w * x).sum::<f32>();
+            rows.map(|(row, bias)| dot(row) + bias).collect()
+        }
+    }
+}
