@@ -1,5 +1,7 @@
 //! Every instruction set against the definition, on shapes that fit no vector.
 
+mod models;
+
 use proptest::prelude::*;
 
 use super::kernels::{self, Kernels, Sum};

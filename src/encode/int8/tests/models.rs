@@ -1,0 +1,126 @@
+//! Whole models: those of ONNX Runtime's quantiser, and damaged ones.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use crate::encode::int8::kernels::{self, Kernels};
+use crate::encode::int8::run::Runner;
+use crate::encode::int8::{graph::GraphError, program};
+
+const SIZE: usize = 16;
+const FORMS: [(&str, &[u8], &[u8]); 3] = [
+    (
+        "qdq-u8",
+        include_bytes!("../../../../tests/data/int8/qdq-u8.onnx"),
+        include_bytes!("../../../../tests/data/int8/qdq-u8.f32"),
+    ),
+    (
+        "qdq-s8",
+        include_bytes!("../../../../tests/data/int8/qdq-s8.onnx"),
+        include_bytes!("../../../../tests/data/int8/qdq-s8.f32"),
+    ),
+    (
+        "qoperator-u8",
+        include_bytes!("../../../../tests/data/int8/qoperator-u8.onnx"),
+        include_bytes!("../../../../tests/data/int8/qoperator-u8.f32"),
+    ),
+];
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&bytes| f32::from_le_bytes(bytes))
+        .collect()
+}
+
+fn image() -> Vec<f32> {
+    floats(include_bytes!("../../../../tests/data/int8/image.f32"))
+}
+
+fn run(model: &[u8], kernels: &'static dyn Kernels) -> Result<Vec<f32>, GraphError> {
+    let program = program(model, SIZE, kernels)?;
+    Ok(Runner::new(Arc::new(program)).run(&image()))
+}
+
+#[test]
+fn models_of_onnx_runtimes_quantiser_give_its_outputs() {
+    for (name, model, expected) in FORMS {
+        let expected = floats(expected);
+        let span = expected
+            .iter()
+            .fold(0.0_f32, |span, value| span.max(value.abs()));
+        for kernels in kernels::all() {
+            let got = run(model, kernels).unwrap();
+            for (got, expected) in got.iter().zip(&expected) {
+                // One level of 8 bits is at most this share of the largest value.
+                assert!(
+                    (got - expected).abs() <= span / 60.0,
+                    "{name}, {}: {got} for {expected}",
+                    kernels.name()
+                );
+            }
+        }
+    }
+}
+
+/// `model` with every occurrence of `from` replaced by as many bytes.
+fn replaced(model: &[u8], from: &str, to: &str) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let mut model = model.to_vec();
+    let mut found = false;
+    for at in 0..model.len() - from.len() {
+        if &model[at..at + from.len()] == from.as_bytes() {
+            model[at..at + from.len()].copy_from_slice(to.as_bytes());
+            found = true;
+        }
+    }
+    assert!(found, "{from} is not there");
+    model
+}
+
+#[test]
+fn a_refusal_names_the_node_and_the_reason() {
+    let [(_, qdq, _), _, (_, qoperator, _)] = FORMS;
+    let error = |model: Vec<u8>| run(&model, kernels::all()[0]).unwrap_err().to_string();
+    let unknown = error(replaced(qoperator, "QLinearAdd", "QLinearSub"));
+    assert!(
+        unknown.contains("(QLinearSub): this engine has no such operator"),
+        "{unknown}"
+    );
+    let dangling = error(replaced(qdq, "Flatten", "Flattes"));
+    assert!(dangling.contains("flat (Flattes)"), "{dangling}");
+    let wrong_size = program(qdq, 32, kernels::all()[0])
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        wrong_size.contains("expected [1, 3, 32, 32]"),
+        "{wrong_size}"
+    );
+    assert!(error(b"no model".to_vec()).contains("not an ONNX model"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn damaged_models_are_refused_or_run(
+        form in 0_usize..3,
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut model = FORMS[form].1.to_vec();
+        for (at, byte) in damage {
+            let at = at.index(model.len());
+            model[at] = byte;
+        }
+        if let Some(cut) = cut {
+            model.truncate(cut.index(model.len()));
+        }
+        // Either is fine; a panic or a read out of bounds is not.
+        let _ = run(&model, kernels::all()[0]);
+    }
+}

@@ -1,0 +1,160 @@
+"""Encodes one image with numclip's int8 engine and with ONNX Runtime, in
+turns, on one thread each, and prints times and ratios.
+
+    pip install numpy onnx onnxruntime
+    cargo build --release --example encoder
+    python tests/peers/compare.py                  # MobileOne-S0, S1, MobileNetV2, random weights
+    python tests/peers/compare.py ENCODER.onnx SIZE DIM
+"""
+
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = pathlib.Path(__file__).parents[2]
+ENCODER = ROOT / "target/release/examples/encoder"
+ROUNDS, RUNS = 30, 10
+
+
+class Network:
+    """A chain of QLinearConv as numclip's trainer writes it, random weights."""
+
+    def __init__(self, size, seed=0):
+        self.rng = np.random.default_rng(seed)
+        self.nodes, self.constants, self.size = [], [], size
+        self.count, self.channels, self.side = 0, 3, size
+        self.last = self.op("QuantizeLinear", ["image", *self.affine(4 / 255, 128)])
+        self.scale = (4 / 255, 128)
+
+    def op(self, kind, inputs, **attributes):
+        self.count += 1
+        name = f"{kind}{self.count}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, array):
+        self.count += 1
+        self.constants.append(numpy_helper.from_array(array, f"c{self.count}"))
+        return f"c{self.count}"
+
+    def affine(self, scale, zero):
+        return [self.constant(np.float32(scale)), self.constant(np.uint8(zero))]
+
+    def conv(self, outputs, kernel, stride=1, depthwise=False, relu=True):
+        inputs = 1 if depthwise else self.channels
+        shape = (outputs, inputs, kernel, kernel)
+        weight = self.rng.integers(-127, 128, shape).astype(np.int8)
+        scales = (2.0 / 127 / np.sqrt(np.prod(shape[1:])) * self.rng.uniform(0.5, 1.5, outputs)).astype(np.float32)
+        bias = self.rng.integers(-2000, 2000, outputs).astype(np.int32)
+        to = (6 / 255, 0) if relu else (8 / 255, 128)
+        side = (self.side + 2 * (kernel // 2) - kernel) // stride + 1
+        self.last = self.op(
+            "QLinearConv",
+            [self.last, *self.affine(*self.scale), self.constant(weight), self.constant(scales),
+             self.constant(np.zeros(outputs, np.int8)), *self.affine(*to), self.constant(bias)],
+            kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4,
+            group=self.channels if depthwise else 1)
+        self.channels, self.side, self.scale = outputs, side, to
+
+    def through_float(self, kind, names):
+        real = [self.op("DequantizeLinear", [name, *self.affine(*scale)]) for name, scale in names]
+        self.last = self.op("QuantizeLinear", [self.op(kind, real), *self.affine(*self.scale)])
+
+    def finish(self, dim):
+        self.through_float("GlobalAveragePool", [(self.last, self.scale)])
+        self.side = 1
+        self.conv(dim, 1, relu=False)
+        real = self.op("DequantizeLinear", [self.last, *self.affine(*self.scale)])
+        self.nodes.append(helper.make_node("Flatten", [real], ["embedding"], axis=1))
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, self.size, self.size])
+        output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", dim])
+        graph = helper.make_graph(self.nodes, "encoder", [image], [output], self.constants)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def mobileone(widths, size=224, dim=512):
+    net = Network(size)
+    net.conv(min(64, int(64 * widths[0])), 3, 2)
+    for blocks, base, width in zip((2, 8, 10, 1), (64, 128, 256, 512), widths):
+        for block in range(blocks):
+            net.conv(net.channels, 3, 2 if block == 0 else 1, depthwise=True)
+            net.conv(int(base * width), 1)
+    return net.finish(dim)
+
+
+def mobilenet_v2(size=224, dim=512):
+    net = Network(size)
+    net.conv(32, 3, 2)
+    for expand, channels, blocks, stride in (
+            (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2),
+            (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)):
+        for block in range(blocks):
+            before = (net.last, net.scale)
+            inputs, step = net.channels, stride if block == 0 else 1
+            if expand > 1:
+                net.conv(inputs * expand, 1)
+            net.conv(net.channels, 3, step, depthwise=True)
+            net.conv(channels, 1, relu=False)
+            if step == 1 and inputs == channels:
+                net.through_float("Add", [before, (net.last, net.scale)])
+    net.conv(1280, 1)
+    return net.finish(dim)
+
+
+def compare(name, path, size, dim, folder):
+    image = np.random.default_rng(1).normal(size=(1, 3, size, size)).astype("<f4")
+    image_file = folder / "image.f32"
+    image.tofile(image_file)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: image}
+    ours = subprocess.Popen([ENCODER, path, str(size), str(dim), image_file],
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    times = {"numclip": [], "onnxruntime": []}
+    for _ in range(ROUNDS):
+        ours.stdin.write(f"{RUNS}\n")
+        ours.stdin.flush()
+        times["numclip"] += map(float, ours.stdout.readline().split())
+        for _ in range(RUNS):
+            start = time.perf_counter()
+            theirs = session.run(None, feed)[0]
+            times["onnxruntime"].append(1e3 * (time.perf_counter() - start))
+    ours.stdin.close()
+    mine = np.array(ours.stdout.readline().split(), np.float32)
+    theirs = theirs.ravel()
+    cosine = mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs)
+    equal = np.mean(np.abs(mine - theirs) < 1e-6)
+    summary = {key: (min(value), statistics.median(value)) for key, value in times.items()}
+    (a_min, a_median), (b_min, b_median) = summary.values()
+    print(f"{name}: numclip {a_min:.3f} / {a_median:.3f} ms, onnxruntime {b_min:.3f} / {b_median:.3f} ms "
+          f"(least / median), ratio {a_min / b_min:.2f} / {a_median / b_median:.2f}; "
+          f"cosine {cosine:.6f}, {100 * equal:.1f} % of values equal")
+
+
+def main(arguments):
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        if arguments:
+            compare(arguments[0], arguments[0], int(arguments[1]), int(arguments[2]), folder)
+            return
+        networks = {
+            "MobileOne-S0": lambda: mobileone((0.75, 1.0, 1.0, 2.0)),
+            "MobileOne-S1": lambda: mobileone((1.5, 1.5, 2.0, 2.5)),
+            "MobileNetV2": mobilenet_v2,
+        }
+        for name, make in networks.items():
+            onnx.save(make(), folder / "encoder.onnx")
+            compare(name, folder / "encoder.onnx", 224, 512, folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

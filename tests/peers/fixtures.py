@@ -1,0 +1,98 @@
+"""Writes the small models of tests/data/int8: one float network, quantised by
+ONNX Runtime's own quantiser in its two forms, with the outputs that ONNX
+Runtime computes. Needs numpy, onnx and onnxruntime.
+
+    python tests/peers/fixtures.py tests/data/int8
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+
+SIZE = 16
+DIM = 8
+
+
+def float_network(rng):
+    """Stem, depthwise, residual sum, mean, linear head."""
+    constants, nodes = [], []
+
+    def constant(name, array):
+        constants.append(numpy_helper.from_array(array.astype(np.float32), name))
+        return name
+
+    def conv(name, source, outputs, inputs, kernel, stride=1, groups=1):
+        shape = (outputs, inputs // groups, kernel, kernel)
+        weight = constant(f"{name}.w", rng.normal(size=shape) / np.sqrt(np.prod(shape[1:])))
+        bias = constant(f"{name}.b", rng.normal(size=outputs) * 0.1)
+        pads = [kernel // 2] * 4
+        nodes.append(helper.make_node(
+            "Conv", [source, weight, bias], [name], name=name, kernel_shape=[kernel] * 2,
+            strides=[stride] * 2, pads=pads, group=groups))
+        return name
+
+    def relu(source):
+        nodes.append(helper.make_node("Relu", [source], [f"{source}.relu"], name=f"{source}.relu"))
+        return f"{source}.relu"
+
+    stem = relu(conv("stem", "image", 12, 3, 3, stride=2))
+    depthwise = relu(conv("depthwise", stem, 12, 12, 3, groups=12))
+    project = conv("project", depthwise, 12, 12, 1)
+    nodes.append(helper.make_node("Add", [stem, project], ["sum"], name="sum"))
+    last = relu(conv("last", "sum", 20, 12, 1))
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["pool"], name="pool"))
+    nodes.append(helper.make_node("Flatten", ["pool"], ["flat"], name="flat"))
+    head = constant("head.w", rng.normal(size=(DIM, 20)) * 0.3)
+    bias = constant("head.b", rng.normal(size=DIM) * 0.1)
+    nodes.append(helper.make_node("Gemm", ["flat", head, bias], ["embedding"], name="head", transB=1))
+    graph = helper.make_graph(
+        nodes, "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [1, DIM])], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+class Images(CalibrationDataReader):
+    def __init__(self, images):
+        self.left = iter(images)
+
+    def get_next(self):
+        image = next(self.left, None)
+        return None if image is None else {"image": image}
+
+
+def main(folder):
+    folder = pathlib.Path(folder)
+    rng = np.random.default_rng(7)
+    source = folder / "float.onnx"
+    onnx.save(float_network(rng), source)
+    images = [rng.normal(size=(1, 3, SIZE, SIZE)).astype(np.float32) for _ in range(16)]
+    forms = {
+        "qdq-u8": (QuantFormat.QDQ, QuantType.QUInt8, True),
+        "qdq-s8": (QuantFormat.QDQ, QuantType.QInt8, False),
+        "qoperator-u8": (QuantFormat.QOperator, QuantType.QUInt8, False),
+    }
+    images[0].tofile(folder / "image.f32")
+    for name, (form, activations, per_channel) in forms.items():
+        path = folder / f"{name}.onnx"
+        quantize_static(source, path, Images(images), quant_format=form, per_channel=per_channel,
+                        activation_type=activations, weight_type=QuantType.QInt8)
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        output = session.run(None, {"image": images[0]})[0]
+        output.astype("<f4").tofile(folder / f"{name}.f32")
+        print(name, [node.op_type for node in onnx.load(path).graph.node])
+    source.unlink()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
