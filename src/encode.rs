@@ -20,6 +20,11 @@ pub trait Model: Send + Sync {
     /// Name of the engine.
     fn engine(&self) -> Engine;
 
+    /// Multiply-accumulates for one picture, where the engine counts them.
+    fn macs(&self) -> Option<u64> {
+        None
+    }
+
     /// A runner of its own for the calling thread.
     ///
     /// # Errors

@@ -55,6 +55,12 @@ impl Pipeline {
         self.loaded.model.engine()
     }
 
+    /// Multiply-accumulates of the encoder for one picture, where the engine
+    /// counts them.
+    pub fn macs(&self) -> Option<u64> {
+        self.loaded.model.macs()
+    }
+
     /// Why faster engines were passed over, the fastest first.
     pub fn refusals(&self) -> &[EncodeError] {
         &self.loaded.refusals

@@ -97,11 +97,6 @@ impl Int8Model {
     pub fn isa(&self) -> &'static str {
         self.program.kernels.name()
     }
-
-    /// Multiply-accumulates for one picture.
-    pub fn macs(&self) -> u64 {
-        self.program.macs
-    }
 }
 
 fn program(
@@ -133,6 +128,10 @@ fn chosen() -> Result<&'static dyn Kernels, String> {
 impl Model for Int8Model {
     fn engine(&self) -> Engine {
         Engine::Int8
+    }
+
+    fn macs(&self) -> Option<u64> {
+        Some(self.program.macs)
     }
 
     fn session(&self) -> Result<Box<dyn Session>, EncodeError> {

@@ -26,7 +26,7 @@ fn main() -> Result<(), Error> {
         .iter()
         .map(|&bytes| f32::from_le_bytes(bytes))
         .collect();
-    eprintln!("{}, {:.1} MMAC", model.isa(), model.macs() as f64 / 1e6);
+    eprintln!("{}", model.isa());
     for line in stdin().lock().lines() {
         let mut times = Vec::new();
         for _ in 0..line?.trim().parse::<usize>()? {

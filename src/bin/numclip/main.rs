@@ -2,6 +2,7 @@
 //! stdout, everything else to stderr.
 
 mod annotate;
+mod bench;
 mod canvas;
 mod exit;
 mod inputs;
@@ -13,6 +14,7 @@ mod table;
 mod verify;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -38,6 +40,7 @@ enum Command {
     Predict(predict::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
+    Bench(bench::Args),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -59,9 +62,10 @@ const EXIT_CODES: &str = "Exit codes:
   4  nothing readable among the inputs";
 
 fn main() -> ExitCode {
+    let start = Instant::now();
     let cli = Cli::parse();
     cli.color.apply();
-    match run(cli) {
+    match run(cli, start) {
         Ok(exit) => exit.into(),
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -71,11 +75,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<exit::Exit> {
+fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
     match cli.command {
         Command::Predict(args) => predict::run(&args, cli.verbose),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Bench(args) => bench::run(&args, start),
     }
 }
 

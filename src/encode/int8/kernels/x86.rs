@@ -1,5 +1,6 @@
 //! Kernels for x86-64.
 
+mod avx2;
 mod avx512;
 
 use super::Kernels;
@@ -8,5 +9,7 @@ use super::Kernels;
 pub fn detected() -> Vec<&'static dyn Kernels> {
     let mut detected: Vec<&'static dyn Kernels> = Vec::new();
     detected.extend(avx512::Avx512::detect().map(|kernels| kernels as &dyn Kernels));
+    detected.extend(avx2::Avx2::detect_vnni().map(|kernels| kernels as &dyn Kernels));
+    detected.extend(avx2::Avx2::detect().map(|kernels| kernels as &dyn Kernels));
     detected
 }
