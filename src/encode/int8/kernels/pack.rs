@@ -69,7 +69,7 @@ impl Matrix {
     }
 
     fn fill(&mut self, layout: &Layout, index: usize, conv: &Conv, inputs: usize, zero_point: u8) {
-        let panel = self.panels[index];
+        let (panel, quads) = (self.panels[index], self.quads);
         let quad_len = panel.slots * layout.quad_bytes;
         let start = panel.before * self.segments * self.quads * layout.quad_bytes;
         let bytes = &mut self.weights.as_mut_slice()[start..];
@@ -81,14 +81,8 @@ impl Matrix {
             let output = panel.first + output;
             self.bias[panel.before + slot] = folded_bias(conv, output, zero_point, layout.offset);
             self.multiplier[panel.before + slot] = conv.multiplier[output];
-            for (quad, bytes) in bytes
-                .chunks_exact_mut(quad_len)
-                .take(self.segments * self.quads)
-                .enumerate()
-            {
-                let (segment, quad) = (quad / self.quads, quad % self.quads);
-                let weights =
-                    [0, 1, 2, 3].map(|i| weight(conv, inputs, [output, segment, 4 * quad + i]));
+            let window = window(conv, inputs, output, quads);
+            for (bytes, &weights) in bytes.chunks_exact_mut(quad_len).zip(window.as_chunks().0) {
                 (layout.place)(bytes, panel.slots, slot, weights);
             }
         }
@@ -143,15 +137,24 @@ fn panels(layout: &Layout, outputs: usize) -> Vec<Panel> {
     (0..outputs).step_by(layout.slots).map(panel).collect()
 }
 
-/// Byte `at` of segment `segment` of a window: a column and a channel. Zero
-/// beyond the last.
-fn weight(conv: &Conv, inputs: usize, [output, segment, at]: [usize; 3]) -> i8 {
+/// The weights of one output in the order of a window's bytes, each
+/// segment filled up to whole quads.
+fn window(conv: &Conv, inputs: usize, output: usize, quads: usize) -> Vec<i8> {
     let [height, width] = conv.window.kernel;
-    let (column, channel) = (at / inputs, at % inputs);
-    match column < width {
-        true => conv.weight[((output * inputs + channel) * height + segment) * width + column],
-        false => 0,
+    let taps = height * width;
+    let mut window = vec![0; height * quads * 4];
+    for (channel, weights) in conv.weight[output * inputs * taps..][..inputs * taps]
+        .chunks_exact(taps)
+        .enumerate()
+    {
+        for row in 0..height {
+            for column in 0..width {
+                let at = row * quads * 4 + column * inputs + channel;
+                window[at] = weights[row * width + column];
+            }
+        }
     }
+    window
 }
 
 /// The bias with all that the zero point adds: `Σ w·(q − z)` is
