@@ -9,6 +9,8 @@ mod inspect;
 mod labels;
 mod predict;
 mod record;
+#[cfg(feature = "live")]
+mod run;
 mod table;
 mod verify;
 
@@ -36,6 +38,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Predict(predict::Args),
+    #[cfg(feature = "live")]
+    Run(run::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
 }
@@ -74,6 +78,8 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<exit::Exit> {
     match cli.command {
         Command::Predict(args) => predict::run(&args, cli.verbose),
+        #[cfg(feature = "live")]
+        Command::Run(args) => run::run(&args, cli.verbose),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
     }
