@@ -22,3 +22,9 @@ pub mod bundle;
 pub mod encode;
 pub mod pipeline;
 pub mod verify;
+#[cfg(feature = "synth")]
+pub mod synth;
+#[cfg(feature = "live")]
+pub mod capture;
+#[cfg(feature = "live")]
+pub mod live;

@@ -5,3 +5,5 @@ mod cli;
 mod common;
 mod decode;
 mod golden;
+#[cfg(feature = "live")]
+mod live;

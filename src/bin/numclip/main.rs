@@ -10,6 +10,8 @@ mod inspect;
 mod labels;
 mod predict;
 mod record;
+#[cfg(feature = "live")]
+mod run;
 mod table;
 mod verify;
 
@@ -38,6 +40,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Predict(predict::Args),
+    #[cfg(feature = "live")]
+    Run(run::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
@@ -78,6 +82,8 @@ fn main() -> ExitCode {
 fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
     match cli.command {
         Command::Predict(args) => predict::run(&args, cli.verbose),
+        #[cfg(feature = "live")]
+        Command::Run(args) => run::run(&args, cli.verbose),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args, start),

@@ -48,6 +48,8 @@ struct Latency {
     preprocess: f64,
     encode: f64,
     estimate: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -87,6 +89,7 @@ impl<'a> Record<'a> {
                 preprocess: milliseconds(timed.preprocess),
                 encode: milliseconds(timed.encode),
                 estimate: milliseconds(timed.estimation),
+                total: None,
             },
             model: ModelRecord {
                 name: &manifest.model.name,
@@ -94,6 +97,14 @@ impl<'a> Record<'a> {
                 sha256: bundle.sha256(),
             },
         }
+    }
+
+    /// The same for frame number `frame` of a camera, `latency` after it came.
+    #[cfg(feature = "live")]
+    pub fn live(mut self, frame: u64, latency: Duration) -> Self {
+        self.frame = frame;
+        self.latency_ms.total = Some(milliseconds(latency));
+        self
     }
 }
 

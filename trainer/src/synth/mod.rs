@@ -1,7 +1,6 @@
 //! Rendered data sets with exact labels.
 //!
-//! A picture is drawn in two steps: a plain description is sampled from a
-//! seeded generator, then rendered. The same description always gives the same
-//! pixels, so a data set is fully named by its seed, count and size.
+//! The pictures themselves are drawn by [`numclip::synth`]; here they become
+//! folders with a table of labels.
 
 pub mod gauge;

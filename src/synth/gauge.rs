@@ -11,10 +11,8 @@ mod dial;
 mod photo;
 mod sample;
 mod scene;
-mod set;
 mod spec;
 
-pub use set::{GENERATOR_VERSION, GaugeSet, ImageFormat, SynthError, write_dataset};
 pub use spec::{
     Backdrop, BackdropStyle, Case, Dial, GaugeSpec, Glare, Light, Needle, NeedleShape, Photo, Rgb,
     Scale, View, Zone,

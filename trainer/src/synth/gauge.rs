@@ -10,11 +10,10 @@ use std::{
 use image::{
     ExtendedColorType, ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder,
 };
+use numclip::synth::gauge::{GaugeSpec, render};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-
-use super::{render, spec::GaugeSpec};
 
 /// Raised whenever the same seed would give other pictures.
 pub const GENERATOR_VERSION: u32 = 1;

@@ -1,0 +1,234 @@
+//! `numclip run`: a camera in, estimates out.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use numclip::bundle::Bundle;
+use numclip::capture::SourceAddress;
+use numclip::live::{Counts, Event, Live, Pace, Reading, Settings};
+use numclip::pipeline::Pipeline;
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::EngineChoice;
+use crate::exit::Exit;
+use crate::record::Record;
+use crate::table::Layout;
+
+/// How often the pipeline is looked after.
+const CHECK: Duration = Duration::from_millis(50);
+/// How often the service manager hears of it.
+const REPORT: Duration = Duration::from_secs(1);
+/// How long the last readings may take once the end has come.
+const GRACE: Duration = Duration::from_millis(900);
+
+/// Estimate the quantity for what a camera sees, frame after frame.
+///
+/// The freshest frame is always the next: what comes too fast is dropped. A
+/// camera that hangs or goes is opened again, with growing pauses.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Folder of the model bundle.
+    #[arg(short, long, value_name = "DIR")]
+    model: PathBuf,
+    /// Where the frames come from.
+    #[arg(short, long, value_name = "ADDRESS")]
+    source: SourceAddress,
+    /// Engine that runs the encoder: auto or tract.
+    #[arg(long, default_value = "auto")]
+    engine: EngineChoice,
+    /// Frames in a second at most.
+    #[arg(long, value_name = "N", value_parser = parse_fps)]
+    fps: Option<f32>,
+    /// Seconds without a frame after which a camera is opened again.
+    #[arg(long, value_name = "S", default_value = "3", value_parser = parse_seconds)]
+    stall: Duration,
+    /// Let the source wait rather than drop frames, as folders always do.
+    #[arg(long)]
+    every_frame: bool,
+    /// Print one JSON object for each frame.
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "Sources:
+  synth:gauge?fps=10                  a rendered gauge whose reading is known
+  v4l2:///dev/video0?size=1280x720&fps=30&format=mjpeg   USB camera (needs ffmpeg)
+  rpicam://0?size=1280x720&fps=30     Raspberry Pi camera (needs rpicam-vid)
+  csi://0                             Jetson camera (needs gst-launch-1.0)
+  rtsp://user:password@host/stream    network camera (needs ffmpeg)
+  file:///clip.mp4?loop&realtime      video file (needs ffmpeg)
+  dir:///inbox?watch                  pictures as they arrive in a folder
+  'cmd:COMMAND?format=rgb&size=640x480'   frames on a command's stdout: rgb, bgr, grey, ppm or mjpeg
+
+Examples:
+  numclip run --model models/gauge --source synth:gauge --fps 5
+  numclip run --model models/gauge --source dir:///inbox?watch --json >> estimates.jsonl";
+
+fn parse_fps(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(fps) if (0.001..=1000.0).contains(&fps) => Ok(fps),
+        _ => Err("expected a number from 0.001 to 1000".into()),
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f32(seconds)),
+        _ => Err("expected seconds from 0.1 to 3600".into()),
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the bundle or the source cannot be used, or the engine fails.
+pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
+    let ended = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The second signal does not wait.
+        signal_hook::flag::register_conditional_shutdown(
+            signal,
+            Exit::Failed as i32,
+            Arc::clone(&ended),
+        )
+        .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&ended)))
+        .context("cannot listen for signals")?;
+    }
+    let pipeline = Arc::new(Pipeline::new(Bundle::open(&args.model)?, args.engine.0)?);
+    let source = args.source.clone();
+    let open = Arc::new(move || source.open());
+    let (live, events) = Live::start(open, Arc::clone(&pipeline), settings(args));
+    let printer = Printer::new(args, pipeline);
+    let sink = thread::spawn(move || printer.print_all(&events));
+    notify(&[NotifyState::Ready]);
+    let result = watch(&live, &sink, &ended);
+    notify(&[NotifyState::Stopping]);
+    let counts = live.counts();
+    drop(live);
+    let printed = finished(sink);
+    if verbose {
+        anstream::eprintln!("{}", summary(&counts));
+    }
+    result?;
+    printed.unwrap_or(Ok(()))?;
+    Ok(match counts {
+        Counts { unusable: 0, .. } => Exit::Done,
+        Counts { readings: 0, .. } => Exit::Input,
+        _ => Exit::Failed,
+    })
+}
+
+fn settings(args: &Args) -> Settings {
+    let is_live = args.source.is_live();
+    Settings {
+        pace: Pace {
+            interval: args.fps.map(|fps| Duration::from_secs_f32(1.0 / fps)),
+            every_frame: args.every_frame || !is_live,
+        },
+        stall: is_live.then_some(args.stall),
+    }
+}
+
+/// Looks after the pipeline until it ends, is told to, or nobody reads.
+fn watch(live: &Live, sink: &JoinHandle<Result<()>>, ended: &AtomicBool) -> Result<()> {
+    let mut reported = Instant::now();
+    while live.check()? && !sink.is_finished() {
+        if ended.load(Ordering::SeqCst) {
+            live.stop();
+        }
+        if reported.elapsed() >= REPORT {
+            reported = Instant::now();
+            let status = summary(&live.counts());
+            notify(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
+        }
+        thread::sleep(CHECK);
+    }
+    Ok(())
+}
+
+/// How printing ended; a reader of stdout that hangs is not waited for.
+fn finished(sink: JoinHandle<Result<()>>) -> Option<Result<()>> {
+    let start = Instant::now();
+    while !sink.is_finished() && start.elapsed() < GRACE {
+        thread::sleep(Duration::from_millis(5));
+    }
+    sink.is_finished().then(|| sink.join().unwrap_or(Ok(())))
+}
+
+/// Without a service manager there is nobody to tell.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        anstream::eprintln!("cannot reach the service manager: {error}");
+    }
+}
+
+fn summary(counts: &Counts) -> String {
+    format!(
+        "{} frames, {} estimates, {} dropped, {} skipped, {} unusable, {} unread, {} reconnects",
+        counts.captured,
+        counts.readings,
+        counts.dropped,
+        counts.skipped,
+        counts.unusable,
+        counts.unread,
+        counts.reconnects
+    )
+}
+
+/// Writes readings to stdout and notices to stderr.
+struct Printer {
+    pipeline: Arc<Pipeline>,
+    source: String,
+    layout: Layout,
+    json: bool,
+}
+
+impl Printer {
+    fn new(args: &Args, pipeline: Arc<Pipeline>) -> Self {
+        let source = args.source.to_string();
+        let names = std::iter::once(source.as_str());
+        Self {
+            layout: Layout::new(pipeline.bundle().manifest(), names),
+            pipeline,
+            source,
+            json: args.json,
+        }
+    }
+
+    fn print_all(&self, events: &Receiver<Event>) -> Result<()> {
+        for event in events {
+            match event {
+                Event::Notice(notice) => anstream::eprintln!("\x1b[1;33mnotice:\x1b[0m {notice}"),
+                Event::Reading(reading) => {
+                    let line = self.line(&reading)?;
+                    writeln!(anstream::stdout().lock(), "{line}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn line(&self, reading: &Reading) -> Result<String> {
+        let bundle = self.pipeline.bundle();
+        let source = reading.name.as_deref().unwrap_or(&self.source);
+        if !self.json {
+            let bins = &bundle.manifest().bins.bin;
+            let estimate = &reading.timed.estimate;
+            return Ok(self.layout.row(source, estimate, bins, reading.truth));
+        }
+        let time = Timestamp::try_from(reading.time).unwrap_or_else(|_| Timestamp::now());
+        let (truth, decode) = (reading.truth, reading.decode);
+        let record = Record::new(bundle, source, truth, decode, &reading.timed, time)
+            .live(reading.frame, reading.latency);
+        Ok(serde_json::to_string(&record)?)
+    }
+}

@@ -1,0 +1,53 @@
+//! `numclip run` as a user meets it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+use crate::common::{picture, write_bundle};
+
+fn run(source: &str, prepare: impl Fn(&std::path::Path)) -> (i32, Vec<Value>, String) {
+    let place = tempfile::tempdir().unwrap();
+    write_bundle(&place.path().join("model"));
+    prepare(place.path());
+    let output = Command::new(assert_cmd::cargo::cargo_bin!("numclip"))
+        .current_dir(place.path())
+        .args([
+            "-v", "run", "--model", "model", "--json", "--source", source,
+        ])
+        .timeout(Duration::from_secs(60))
+        .output()
+        .unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let records = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    (output.status.code().unwrap(), records.collect(), stderr)
+}
+
+#[test]
+fn a_folder_gives_every_picture_and_ends() {
+    let (code, records, stderr) = run("photos", |place| {
+        fs::create_dir(place.join("photos")).unwrap();
+        for seed in 0..9 {
+            let path = place.join(format!("photos/{seed}.png"));
+            picture(30, 20, seed).save(path).unwrap();
+        }
+        fs::write(place.join("photos/4.png"), "torn").unwrap();
+    });
+    assert_eq!((code, records.len()), (1, 8), "{stderr}");
+    assert!(stderr.contains("photos/4.png: not a JPEG"), "{stderr}");
+    assert!(records[7]["frame"] == 8 && records[7]["latency_ms"]["total"].is_number());
+}
+
+#[test]
+fn a_camera_program_that_is_missing_is_said_at_once() {
+    let start = Instant::now();
+    let (code, records, stderr) = run("cmd:no-such-camera-program", |_| ());
+    assert_eq!((code, records.len()), (1, 0), "{stderr}");
+    assert!(stderr.contains("no-such-camera-program"), "{stderr}");
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
