@@ -5,6 +5,7 @@
 //! weights, so a run can be repeated from its folder.
 
 mod check;
+mod clip;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use numclip::bins::Bin;
 use numclip::preprocess::{Plan, Resize};
 use serde::{Deserialize, Serialize};
 
+use crate::clip::Hints;
 use crate::data::{Augment, Columns, Sampling, SplitPlan, Weighting};
 use crate::model::numclip::HeadConfig;
 use crate::model::{Architecture, EncoderConfig, Norm, Padding};
@@ -33,6 +35,9 @@ pub struct Config {
     /// Where the bin embeddings come from.
     #[serde(default)]
     pub text: Text,
+    /// What CLIP checkpoints do not say of themselves.
+    #[serde(default)]
+    pub clip: Hints,
     /// The image encoder and what stands behind it.
     #[serde(default)]
     pub model: Model,
@@ -99,10 +104,10 @@ pub struct Text {
     pub context: String,
     /// Where the bin's name stands among them.
     pub placement: Placement,
-    /// Safetensors with a CLIP text tower, relative to the task file.
+    /// Checkpoint with a CLIP text tower, relative to the task file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<PathBuf>,
-    /// Safetensors with ready embeddings, relative to the task file.
+    /// File with ready embeddings, relative to the task file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embeddings: Option<PathBuf>,
     /// Shape of the random tower.
@@ -124,7 +129,7 @@ pub struct Model {
     /// Branches of a MobileOne block while training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub branches: Option<usize>,
-    /// Safetensors to start from, relative to the task file.
+    /// Checkpoint to start from, relative to the task file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
     /// Adapter, logit scale and regressor.
@@ -216,15 +221,20 @@ pub enum GoldenPictures {
 
 impl Config {
     /// Reads and checks a task file; its relative paths are resolved against
-    /// its folder.
+    /// its folder. With `model.architecture = "clip"`, what is absent of
+    /// preprocessing, logit scale and text tower follows the checkpoint, and
+    /// the learning rate is that of the published method.
     ///
     /// # Errors
     /// [`ConfigError`] names the file and the field.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let parse = || -> Result<Self, ConfigErrorKind> {
-            let mut config: Self = toml::from_str(&std::fs::read_to_string(path)?)?;
+            let text = std::fs::read_to_string(path)?;
+            let mut config: Self = toml::from_str(&text)?;
             config.check()?;
             config.resolve(path.parent().unwrap_or(Path::new("")))?;
+            config.follow_checkpoint(&toml::from_str(&text)?)?;
+            config.check()?;
             Ok(config)
         };
         parse().map_err(|kind| ConfigError {

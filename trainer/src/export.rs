@@ -28,6 +28,7 @@ use thiserror::Error;
 use crate::config::Config;
 use crate::fit::{FitError, Prepared, Run, Weights, embed_all, loader, prepare, untrained};
 use crate::graph::ConvNet;
+use crate::model::NotConvolutional;
 use crate::model::numclip::NumClip;
 use crate::quantize::affine::Affine;
 use crate::quantize::calibrate::calibrate;
@@ -70,6 +71,9 @@ pub enum ExportError {
     /// The run cannot be read.
     #[error(transparent)]
     Run(#[from] FitError),
+    /// The encoder is not of a kind that can be exported.
+    #[error(transparent)]
+    Encoder(#[from] NotConvolutional),
     /// The data set is not the one the run was trained on.
     #[error(
         "the data set has digest {got}, the run was trained on {expected}; restore the data, or train again"
@@ -138,7 +142,7 @@ pub fn export(options: &Options<'_>) -> Result<Exported, ExportError> {
     let model = run
         .load(untrained(&config, &prepared, &device)?, options.weights)?
         .valid();
-    let net = model.fold(config.preprocess.size as usize);
+    let net = model.fold(config.preprocess.size as usize)?;
     let export = Export {
         config: &config,
         prepared: &prepared,

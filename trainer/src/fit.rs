@@ -15,6 +15,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use numclip::metrics::Metrics;
 use thiserror::Error;
 
+use crate::checkpoint::CheckpointError;
 use crate::config::Config;
 use crate::data::loader::{LoadError, Unreadable};
 use crate::data::{Augment, Batch, DataError, Loader, LoaderConfig};
@@ -28,7 +29,7 @@ use progress::Progress;
 
 pub use checkpoint::Weights;
 pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
-pub use prepare::{Prepared, prepare, untrained};
+pub use prepare::{Prepared, WeightsSource, prepare, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
 
 /// What a run is asked beside its task file.
@@ -72,6 +73,20 @@ pub enum FitError {
     /// The weights to start from do not fit.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A checkpoint to start from cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Images and bins are embedded into spaces of different widths.
+    #[error(
+        "the image encoder embeds into {image} values, the bins into {bins}; take both from the \
+         same CLIP model"
+    )]
+    Width {
+        /// Width of the image embeddings.
+        image: usize,
+        /// Width of the bin embeddings.
+        bins: usize,
+    },
     /// Optimiser settings or state.
     #[error(transparent)]
     Optim(#[from] OptimError),

@@ -6,6 +6,8 @@ pub mod synth;
 pub mod data;
 pub mod graph;
 pub mod ops;
+pub mod checkpoint;
+pub mod clip;
 pub mod text;
 pub mod model;
 pub mod loss;

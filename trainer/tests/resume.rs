@@ -40,7 +40,7 @@ fn folded(folder: &Path, weights: Weights) -> (ConvNet, Regressor) {
     let model = run
         .load(untrained(&config, &prepared, &device).unwrap(), weights)
         .unwrap();
-    (model.fold(32), model.plain_regressor())
+    (model.fold(32).unwrap(), model.plain_regressor())
 }
 
 #[test]

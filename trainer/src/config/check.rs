@@ -7,6 +7,8 @@ use numclip::preprocess::PlanError;
 use thiserror::Error;
 
 use super::Config;
+use crate::checkpoint::CheckpointError;
+use crate::model::{Architecture, Norm, Padding};
 use crate::optim::OptimError;
 
 /// A task file that cannot be used.
@@ -32,6 +34,9 @@ pub enum ConfigErrorKind {
     /// The preprocessing cannot be carried out.
     #[error("{0}")]
     Plan(#[from] PlanError),
+    /// The CLIP checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The learning-rate schedule does not work.
     #[error("train.schedule: {0}")]
     Schedule(#[from] OptimError),
@@ -81,7 +86,28 @@ impl Config {
             &"both",
         )?;
         self.train.schedule.validate()?;
+        self.check_encoder()?;
         self.check_train()
+    }
+
+    fn check_encoder(&self) -> Result<(), ConfigErrorKind> {
+        let model = &self.model;
+        if model.architecture != Architecture::Clip {
+            return Ok(());
+        }
+        require(
+            model.init.is_some(),
+            "model.init",
+            "a CLIP checkpoint, from which architecture = \"clip\" takes its network",
+            &"none",
+        )?;
+        let shape = (model.width, model.padding, model.norm, model.branches);
+        require(
+            shape == (1.0, Padding::default(), Norm::default(), None),
+            "model",
+            "no width, padding, norm or branches beside architecture = \"clip\"",
+            &shape,
+        )
     }
 
     fn check_train(&self) -> Result<(), ConfigErrorKind> {

@@ -1,14 +1,19 @@
 //! What a run needs before its first step.
 
+use std::path::Path;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use numclip::bins::Bins;
 use numclip::estimate::{Calibration, Estimator};
+use serde::{Deserialize, Serialize};
 
 use super::FitError;
+use crate::checkpoint::Checkpoint;
+use crate::clip::ClipFile;
 use crate::config::Config;
 use crate::data::{Dataset, Splits};
 use crate::model::numclip::NumClip;
-use crate::model::weights;
+use crate::model::{Architecture, ConvEncoder, ImageEncoder, weights};
 use crate::text::{
     BinEmbeddings, Prompt, TextTower, bin_embeddings, load_bin_embeddings, ordinality,
 };
@@ -25,6 +30,18 @@ pub struct Prepared {
     pub embeddings: BinEmbeddings,
     /// How well the embeddings follow the order of the bins, 0 to 1.
     pub ordinality: f64,
+    /// The weights that the encoder starts from; none if it starts from random ones.
+    pub init: Option<WeightsSource>,
+}
+
+/// A weight file, told apart from any other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightsSource {
+    /// Its name, without its folder.
+    pub file: String,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
 }
 
 /// Opens the data set, divides it and embeds the bins.
@@ -38,6 +55,7 @@ pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
     let digest = dataset.digest()?;
     Ok(Prepared {
         ordinality: ordinality(&embeddings),
+        init: init(config)?,
         dataset,
         splits,
         digest,
@@ -56,13 +74,47 @@ pub fn untrained(
     device: &Device,
 ) -> Result<NumClip, FitError> {
     device.seed(config.train.seed);
-    let mut encoder = config
+    let encoder = match (config.model.architecture, &config.model.init) {
+        (Architecture::Clip, Some(path)) => clip(config, prepared, path, device)?,
+        _ => conv(config, prepared, device)?.into(),
+    };
+    Ok(config.model.head.build(encoder, &config.bin, device))
+}
+
+fn conv(config: &Config, prepared: &Prepared, device: &Device) -> Result<ConvEncoder, FitError> {
+    let encoder = config
         .encoder(prepared.embeddings.dim)
         .init(config.train.seed, device)?;
-    if let Some(path) = &config.model.init {
-        (encoder, _) = weights::load(encoder, path)?;
+    match &config.model.init {
+        Some(path) => Ok(weights::load(encoder, path)?.0),
+        None => Ok(encoder),
     }
-    Ok(config.model.head.build(encoder, &config.bin, device))
+}
+
+fn clip(
+    config: &Config,
+    prepared: &Prepared,
+    path: &Path,
+    device: &Device,
+) -> Result<ImageEncoder, FitError> {
+    let file = ClipFile::open(path, &config.clip)?;
+    let encoder = ImageEncoder::clip(&file, config.preprocess.size as usize, device)?;
+    match (encoder.dim(), prepared.embeddings.dim) {
+        (image, bins) if image != bins => Err(FitError::Width { image, bins }),
+        _ => Ok(encoder),
+    }
+}
+
+fn init(config: &Config) -> Result<Option<WeightsSource>, FitError> {
+    let Some(path) = &config.model.init else {
+        return Ok(None);
+    };
+    let file = Checkpoint::open(path)?;
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    Ok(Some(WeightsSource {
+        file: name.to_string_lossy().into_owned(),
+        sha256: file.sha256().map_err(|kind| file.error(kind))?,
+    }))
 }
 
 fn embeddings(config: &Config, device: &Device) -> Result<BinEmbeddings, FitError> {
@@ -72,7 +124,7 @@ fn embeddings(config: &Config, device: &Device) -> Result<BinEmbeddings, FitErro
         return Ok(load_bin_embeddings(path, &labels)?);
     }
     let tower = match &text.weights {
-        Some(path) => TextTower::load(path, None, text.tower.activation, device)?,
+        Some(path) => TextTower::load(path, &config.clip, device)?,
         None => TextTower::random(&text.tower, device)?,
     };
     let prompt = Prompt {

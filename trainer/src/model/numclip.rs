@@ -5,8 +5,8 @@ use burn::tensor::{Device, Tensor};
 use numclip::bins::Bin;
 use serde::{Deserialize, Serialize};
 
-use super::ImageEncoder;
 use super::head::{Adapter, AdapterWeights, Expectation, Regressor, Ssr, cosine_logits};
+use super::{ImageEncoder, NotConvolutional};
 use crate::graph::{Activation, Conv, ConvNet, Op, Value};
 
 /// The trainable parts of NumCLIP; the bin embeddings stay outside, frozen.
@@ -90,7 +90,7 @@ fn one() -> f64 {
 impl HeadConfig {
     /// The model around `encoder` for a task with these bins.
     pub fn build(&self, encoder: ImageEncoder, bins: &[Bin], device: &Device) -> NumClip {
-        let dim = encoder.config().embedding;
+        let dim = encoder.dim();
         let adapter = self
             .adapter
             .map(|adapter| Adapter::new(dim, adapter.reduction, adapter.ratio, device));
@@ -136,16 +136,15 @@ impl NumClip {
     ///
     /// The adapter's mix is scaled so that the original feature keeps its
     /// weight: a factor on the whole embedding does not change a cosine.
-    pub fn fold(&self, size: usize) -> ConvNet {
-        let mut net = self.encoder.fold([size, size]);
+    ///
+    /// # Errors
+    /// The encoder is a tower of CLIP.
+    pub fn fold(&self, size: usize) -> Result<ConvNet, NotConvolutional> {
+        let mut net = self.encoder.fold([size, size])?;
         if let Some(adapter) = &self.adapter {
-            fold_adapter(
-                &mut net,
-                &adapter.to_plain(),
-                self.encoder.config().embedding,
-            );
+            fold_adapter(&mut net, &adapter.to_plain(), self.encoder.dim());
         }
-        net
+        Ok(net)
     }
 
     /// The regressor as the runtime holds it.
@@ -220,7 +219,7 @@ mod tests {
             norm: Norm::Folded,
             branches: None,
         };
-        config.init(3, device).unwrap()
+        config.init(3, device).unwrap().into()
     }
 
     #[test]
@@ -246,7 +245,7 @@ mod tests {
             .build(encoder(&device), &bins, &device);
             let tensor = Tensor::from_data(TensorData::new(image.clone(), [1, 3, 32, 32]), &device);
             let expected: Vec<f32> = model.embed(tensor).into_data_as::<f32>().iter().collect();
-            let folded = model.fold(32).forward(&image);
+            let folded = model.fold(32).unwrap().forward(&image);
             assert!(
                 ::numclip::verify::cosine(&expected, &folded) > 0.99999,
                 "ratio {ratio}"

@@ -14,11 +14,11 @@ use burn::tensor::{DType, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use thiserror::Error;
 
+use super::conv::{Architecture, ConvEncoder, EncoderConfig, Features};
 use super::layers::{self, ConvUnit, Norm, Padding};
 use super::mobileone::Block;
 pub use super::names::Format;
 use super::names::mobilenet_names;
-use super::{Architecture, EncoderConfig, Features, ImageEncoder};
 use crate::graph::{Conv, Op};
 
 /// What was loaded.
@@ -139,10 +139,7 @@ pub enum WeightsError {
 /// # Errors
 /// The file cannot be read, is of no known format, belongs to another configuration, or a tensor
 /// is missing, left over, mis-shaped or damaged. The message names file and tensor.
-pub fn load(
-    mut encoder: ImageEncoder,
-    path: &Path,
-) -> Result<(ImageEncoder, Loaded), WeightsError> {
+pub fn load(mut encoder: ConvEncoder, path: &Path) -> Result<(ConvEncoder, Loaded), WeightsError> {
     let bytes = std::fs::read(path).map_err(|source| WeightsError::Read {
         path: path.to_owned(),
         source,
@@ -242,7 +239,7 @@ fn check_config(path: &Path, format: Format, config: &EncoderConfig) -> Result<(
 fn fill_folded(
     source: &mut Source<'_>,
     format: Format,
-    encoder: &mut ImageEncoder,
+    encoder: &mut ConvEncoder,
 ) -> Result<(), WeightsError> {
     let config = EncoderConfig {
         norm: Norm::Batch,
@@ -295,7 +292,7 @@ impl Source<'_> {
     }
 
     /// Moves all tensors of the feature extractor into an encoder of the format's own shape.
-    fn fill(&mut self, format: Format, encoder: &mut ImageEncoder) -> Result<(), WeightsError> {
+    fn fill(&mut self, format: Format, encoder: &mut ConvEncoder) -> Result<(), WeightsError> {
         match &mut encoder.features {
             Features::MobileOne(net) => net
                 .blocks_mut()

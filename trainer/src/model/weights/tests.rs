@@ -1,4 +1,4 @@
-use super::super::tests::{assert_close, embed, picture, used};
+use super::super::conv::tests::{assert_close, embed, picture, used};
 use super::*;
 use crate::graph::Node;
 use burn::tensor::Device;
@@ -56,7 +56,7 @@ fn put_unit(file: &mut File, conv: &str, norm: &str, unit: &ConvUnit) {
 }
 
 /// The tensors of an encoder with batch normalisation under the names of a format.
-fn export(encoder: &ImageEncoder, format: Format) -> File {
+fn export(encoder: &ConvEncoder, format: Format) -> File {
     let mut file = File::new();
     match encoder.clone().features {
         Features::MobileNetV2(mut net) => {
@@ -119,13 +119,13 @@ fn write(path: &Path, file: &File, dtype: DType) {
 }
 
 /// A file of a format, written from an encoder that has seen some data.
-fn exported(architecture: Architecture, format: Format) -> (ImageEncoder, File) {
+fn exported(architecture: Architecture, format: Format) -> (ConvEncoder, File) {
     let encoder = used(&config(architecture, Norm::Batch));
     let file = export(&encoder, format);
     (encoder, file)
 }
 
-fn load_file(file: &File, config: &EncoderConfig) -> Result<(ImageEncoder, Loaded), WeightsError> {
+fn load_file(file: &File, config: &EncoderConfig) -> Result<(ConvEncoder, Loaded), WeightsError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.safetensors");
     write(&path, file, DType::F32);
@@ -133,7 +133,7 @@ fn load_file(file: &File, config: &EncoderConfig) -> Result<(ImageEncoder, Loade
 }
 
 /// Everything but the head.
-fn features(encoder: &ImageEncoder) -> Vec<Node> {
+fn features(encoder: &ConvEncoder) -> Vec<Node> {
     let mut net = encoder.fold(SIZE);
     net.nodes.pop();
     net.nodes
@@ -190,7 +190,7 @@ fn half_precision_is_widened() {
     write(&path, &file, DType::F16);
     let fresh = config(Architecture::MobileNetV2, Norm::Folded).init(1, &Device::flex());
     let (half, _) = load(fresh.unwrap(), &path).unwrap();
-    let stem = |encoder: &ImageEncoder| match encoder.fold(SIZE).nodes.swap_remove(0).op {
+    let stem = |encoder: &ConvEncoder| match encoder.fold(SIZE).nodes.swap_remove(0).op {
         Op::Conv(conv) => conv.weight,
         other => panic!("{other:?}"),
     };
