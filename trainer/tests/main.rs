@@ -3,5 +3,6 @@
 
 mod common;
 mod bad_input;
+mod clip;
 mod export;
 mod resume;

@@ -13,7 +13,7 @@ fn golden(name: &str) -> Option<ClipFile> {
     let (activation, image_heads) = match name {
         "vit-gelu" => (Activation::Gelu, Some(2)),
         "vit-quickgelu" => (Activation::QuickGelu, Some(2)),
-        _ => (Activation::QuickGelu, None),
+        _ => (Activation::QuickGelu, Some(32)),
     };
     let hints = Hints {
         activation: Some(activation),
