@@ -17,3 +17,4 @@ pub mod config;
 pub mod fit;
 pub mod report;
 pub mod export;
+pub mod inspect;

@@ -198,10 +198,7 @@ impl Checkpoint {
     /// There is no such tensor, it does not hold floating-point numbers, one is not finite, or the
     /// file cannot be read.
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
-        let tensor = self.tensors.get(name);
-        let tensor = tensor.ok_or_else(|| CheckpointErrorKind::Missing {
-            names: vec![name.into()],
-        })?;
+        let tensor = self.tensor(name)?;
         let stored = decode(tensor.dtype, &self.bytes(tensor)?);
         let stored = stored.ok_or_else(|| CheckpointErrorKind::Type {
             name: name.into(),
@@ -212,6 +209,14 @@ impl Checkpoint {
             true => Ok(values),
             false => Err(CheckpointErrorKind::NotFinite { name: name.into() }),
         }
+    }
+
+    /// The stored bytes of a tensor whose values lie one after the other.
+    ///
+    /// # Errors
+    /// There is no such tensor, or the file cannot be read.
+    pub fn raw(&self, name: &str) -> Result<Vec<u8>> {
+        Ok(self.bytes(self.tensor(name)?)?)
     }
 
     /// SHA-256 of the whole file, in hexadecimal.
@@ -231,6 +236,13 @@ impl Checkpoint {
         }
         let digest = digest.finalize();
         Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn tensor(&self, name: &str) -> Result<&Tensor> {
+        let tensor = self.tensors.get(name);
+        tensor.ok_or_else(|| CheckpointErrorKind::Missing {
+            names: vec![name.into()],
+        })
     }
 
     fn bytes(&self, tensor: &Tensor) -> io::Result<Vec<u8>> {

@@ -41,17 +41,17 @@ impl Format {
     }
 
     /// Whether batch normalisation is folded in already.
-    pub(super) fn is_folded(self) -> bool {
+    pub fn is_folded(self) -> bool {
         matches!(self, Self::TimmMobileOneFolded | Self::FoldedMobileNetV2)
     }
 
     /// Whether the file holds a MobileOne.
-    pub(super) fn is_mobileone(self) -> bool {
+    pub fn is_mobileone(self) -> bool {
         matches!(self, Self::TimmMobileOne | Self::TimmMobileOneFolded)
     }
 
     /// Where the network was trained to put its zeros.
-    pub(super) fn padding(self) -> Padding {
+    pub fn padding(self) -> Padding {
         if self == Self::FoldedMobileNetV2 {
             Padding::Same
         } else {
