@@ -159,7 +159,7 @@ struct State {
 
 impl State {
     fn new(config: &Config, prepared: &Prepared, device: &Device) -> Result<Self, FitError> {
-        let model = untrained(config, prepared, &device.clone().autodiff())?;
+        let model = untrained(config, prepared, &config.training_device(device))?;
         let optimizer = GroupedOptimizer::new(&config.train.optimizer, &model)?;
         let ema = config.train.ema.map(|decay| Ema::new(&model, decay));
         Ok(Self {
@@ -197,7 +197,7 @@ impl<'a> Trainer<'a> {
         run: &'a Run,
         device: &Device,
     ) -> Result<Self, FitError> {
-        let device = device.clone().autodiff();
+        let device = config.training_device(device);
         let splits = &prepared.splits;
         let loader = loader(config, prepared, &splits.train, Some(&config.augment))?;
         let validation = match splits.val.is_empty() {

@@ -125,9 +125,13 @@ fn both_towers_learn_and_resume_bit_for_bit() {
         {
             resume = true;
         }
+        let frugal = MODEL.replace("[train]\n", "[train]\ngradient_checkpointing = true\n");
+        let frugal = self::config(folder.path(), &clip_task(&frugal));
+        run(&frugal, &folder.path().join("frugal"), false).unwrap();
         let measurements = |run: &Path| fs::read_to_string(run.join("metrics.jsonl")).unwrap();
         assert_eq!(measurements(&unbroken), measurements(&resumed));
         assert!(embedding(&unbroken) == embedding(&resumed));
+        assert!(embedding(&unbroken) == embedding(&folder.path().join("frugal")));
         let out = folder.path().join("bundle");
         let error = export::export(&export::Options {
             run: &unbroken,

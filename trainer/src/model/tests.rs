@@ -109,9 +109,8 @@ impl ModuleVisitor for Unreached {
     }
 }
 
-#[test]
-fn training_reaches_every_parameter() {
-    let device = Device::flex().autodiff();
+/// Small towers of both kinds with random weights, for images of 64 px.
+fn towers(device: &Device) -> [ImageEncoder; 2] {
     let vit = VitShape {
         image: 64,
         patch: 16,
@@ -134,16 +133,27 @@ fn training_reaches_every_parameter() {
     let draw = |shape: &ImageShape| random(image_layout(shape), 1);
     let vit_weights = &mut draw(&ImageShape::Vit(vit.clone()));
     let resnet_weights = &mut draw(&ImageShape::ResNet(resnet.clone()));
-    for encoder in [
-        ImageEncoder::Vit(Vit::take(vit_weights, &vit, 64, &device)),
-        ImageEncoder::ResNet(ResNet::take(resnet_weights, &resnet, 64, &device)),
-    ] {
-        let images: Vec<f32> = (0..2 * 3 * 64 * 64)
-            .map(|i| (i as f32 * 0.37).sin())
-            .collect();
-        let images = Tensor::<4>::from_data(TensorData::new(images, [2, 3, 64, 64]), &device);
+    [
+        ImageEncoder::Vit(Vit::take(vit_weights, &vit, 64, device)),
+        ImageEncoder::ResNet(ResNet::take(resnet_weights, &resnet, 64, device)),
+    ]
+}
+
+/// Gradients of a loss over two images.
+fn gradients(encoder: &ImageEncoder, device: &Device) -> burn::tensor::Gradients {
+    let images: Vec<f32> = (0..2 * 3 * 64 * 64)
+        .map(|i| (i as f32 * 0.37).sin())
+        .collect();
+    let images = Tensor::<4>::from_data(TensorData::new(images, [2, 3, 64, 64]), device);
+    encoder.forward(images).powf_scalar(3.0).sum().backward()
+}
+
+#[test]
+fn training_reaches_every_parameter() {
+    let device = Device::flex().autodiff();
+    for encoder in towers(&device) {
         let mut unreached = Unreached {
-            grads: encoder.forward(images).powf_scalar(3.0).sum().backward(),
+            grads: gradients(&encoder, &device),
             path: Vec::new(),
             found: Vec::new(),
         };
@@ -151,4 +161,36 @@ fn training_reaches_every_parameter() {
         unreached.found.retain(|path| !path.contains("running_"));
         assert_eq!(unreached.found, [""; 0]);
     }
+}
+
+/// The exact gradients of all parameters.
+struct Bits {
+    grads: burn::tensor::Gradients,
+    bits: Vec<Vec<u8>>,
+}
+
+impl ModuleVisitor for Bits {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let gradient = param.val().grad(&self.grads);
+        self.bits
+            .extend(gradient.map(|g| g.into_data().as_bytes().to_vec()));
+    }
+}
+
+#[test]
+fn gradient_checkpointing_changes_no_bit() {
+    let bits = |device: Device| {
+        towers(&device).map(|encoder| {
+            let mut bits = Bits {
+                grads: gradients(&encoder, &device),
+                bits: Vec::new(),
+            };
+            encoder.visit(&mut bits);
+            bits.bits
+        })
+    };
+    let device = Device::flex().autodiff();
+    let kept = bits(device.clone());
+    assert!(kept.iter().all(|bits| bits.len() > 30));
+    assert!(kept == bits(device.gradient_checkpointing()));
 }
