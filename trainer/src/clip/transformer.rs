@@ -29,8 +29,9 @@ pub struct Block {
     pub fc: Linear,
     /// Out of it.
     pub proj: Linear,
+    /// Nonlinearity of the feed-forward part.
     #[module(skip)]
-    activation: Activation,
+    pub activation: Activation,
 }
 
 /// Attention of several heads among the positions of a sequence.
@@ -40,8 +41,9 @@ pub struct Attention {
     pub in_proj: Linear,
     /// From the heads' results, side by side.
     pub out_proj: Linear,
+    /// Number of heads.
     #[module(skip)]
-    heads: usize,
+    pub heads: usize,
 }
 
 /// Which positions a position sees.

@@ -37,11 +37,11 @@ pub enum ImageEncoder {
     ResNet(ResNet),
 }
 
-/// The encoder is not of a kind that can be exported.
+/// The encoder is no network of convolutions, so it has no int8 form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
-    "the image tower of CLIP cannot be exported: bundles hold MobileOne or MobileNetV2; train one \
-     of them as a student of this run"
+    "the image tower of CLIP has no int8 form: export it with --precision f32, or train MobileOne \
+     or MobileNetV2 as a student of this run"
 )]
 pub struct NotConvolutional;
 

@@ -142,9 +142,26 @@ impl NumClip {
     pub fn fold(&self, size: usize) -> Result<ConvNet, NotConvolutional> {
         let mut net = self.encoder.fold([size, size])?;
         if let Some(adapter) = &self.adapter {
-            fold_adapter(&mut net, &adapter.to_plain(), self.encoder.dim());
+            let embedding = Value::Node(net.nodes.len().saturating_sub(1));
+            fold_adapter(&mut net, embedding, &adapter.to_plain());
         }
         Ok(net)
+    }
+
+    /// The image encoder.
+    pub fn encoder(&self) -> &ImageEncoder {
+        &self.encoder
+    }
+
+    /// The adapter alone, over embeddings `[D, 1, 1]`, scaled as in [`fold`](Self::fold).
+    pub fn folded_adapter(&self) -> Option<ConvNet> {
+        let adapter = self.adapter.as_ref()?;
+        let mut net = ConvNet {
+            input: [self.encoder.dim(), 1, 1],
+            nodes: Vec::new(),
+        };
+        fold_adapter(&mut net, Value::Image, &adapter.to_plain());
+        Some(net)
     }
 
     /// The regressor as the runtime holds it.
@@ -168,11 +185,8 @@ impl NumClip {
     }
 }
 
-fn fold_adapter(net: &mut ConvNet, adapter: &AdapterWeights, dim: usize) {
-    let Some(last) = net.nodes.len().checked_sub(1) else {
-        return;
-    };
-    let embedding = Value::Node(last);
+fn fold_adapter(net: &mut ConvNet, embedding: Value, adapter: &AdapterWeights) {
+    let [dim, ..] = net.shape(embedding);
     let bottleneck = adapter.down.len() / dim;
     let share = if adapter.ratio < 1.0 {
         adapter.ratio / (1.0 - adapter.ratio)

@@ -16,33 +16,46 @@ use crate::graph::Activation;
 /// A residual network: `[N, 3, S, S]` → `[N, D]`.
 #[derive(Module, Debug)]
 pub struct ResNet {
-    stem: Vec<ConvUnit>,
-    blocks: Vec<Bottleneck>,
-    pool: AttentionPool,
+    /// The three first convolutions; a pool of 2 follows.
+    pub stem: Vec<ConvUnit>,
+    /// The blocks of all stages.
+    pub blocks: Vec<Bottleneck>,
+    /// From the last feature map to the embedding.
+    pub pool: AttentionPool,
 }
 
 /// Three convolutions around which the input is added.
 #[derive(Module, Debug)]
-struct Bottleneck {
-    reduce: ConvUnit,
-    conv: ConvUnit,
-    expand: ConvUnit,
-    skip: Option<ConvUnit>,
+pub struct Bottleneck {
+    /// 1×1, to fewer channels.
+    pub reduce: ConvUnit,
+    /// 3×3; a pool of `stride` follows.
+    pub conv: ConvUnit,
+    /// 1×1, to more channels.
+    pub expand: ConvUnit,
+    /// 1×1 behind a pool of `stride`, on the way around; none if the input is added as it is.
+    pub skip: Option<ConvUnit>,
+    /// By how much the block shrinks height and width.
     #[module(skip)]
-    stride: usize,
+    pub stride: usize,
 }
 
 /// The mean of all positions asks all of them and itself.
 #[derive(Module, Debug)]
-struct AttentionPool {
+pub struct AttentionPool {
     /// `[1 + positions, width]`.
-    positions: Param<Tensor<2>>,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    projection: Linear,
+    pub positions: Param<Tensor<2>>,
+    /// Of the mean.
+    pub query: Linear,
+    /// Of mean and positions.
+    pub key: Linear,
+    /// Of mean and positions.
+    pub value: Linear,
+    /// To the embedding.
+    pub projection: Linear,
+    /// Number of heads.
     #[module(skip)]
-    heads: usize,
+    pub heads: usize,
 }
 
 impl ResNet {

@@ -177,20 +177,35 @@ impl ModuleVisitor for Bits {
     }
 }
 
+/// The exact gradients of both towers.
+fn gradient_bits(device: &Device) -> [Vec<Vec<u8>>; 2] {
+    towers(device).map(|encoder| {
+        let mut bits = Bits {
+            grads: gradients(&encoder, device),
+            bits: Vec::new(),
+        };
+        encoder.visit(&mut bits);
+        bits.bits
+    })
+}
+
 #[test]
 fn gradient_checkpointing_changes_no_bit() {
-    let bits = |device: Device| {
-        towers(&device).map(|encoder| {
-            let mut bits = Bits {
-                grads: gradients(&encoder, &device),
-                bits: Vec::new(),
-            };
-            encoder.visit(&mut bits);
-            bits.bits
-        })
-    };
     let device = Device::flex().autodiff();
-    let kept = bits(device.clone());
+    let kept = gradient_bits(&device);
     assert!(kept.iter().all(|bits| bits.len() > 30));
-    assert!(kept == bits(device.gradient_checkpointing()));
+    assert!(kept == gradient_bits(&device.gradient_checkpointing()));
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let bits = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.unwrap()
+            .install(|| gradient_bits(&Device::flex().autodiff()))
+    };
+    let one = bits(1);
+    for round in 0..20 {
+        assert!(one == bits(1 + round % 5));
+    }
 }

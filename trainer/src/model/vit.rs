@@ -14,16 +14,19 @@ use crate::ops::{self, Window};
 #[derive(Module, Debug)]
 pub struct Vit {
     /// Patches to the residual stream, `[width, 3, patch, patch]`.
-    patches: Param<Tensor<4>>,
+    pub patches: Param<Tensor<4>>,
     /// The class token, `[width]`.
-    class: Param<Tensor<1>>,
+    pub class: Param<Tensor<1>>,
     /// `[1 + patches, width]`.
-    positions: Param<Tensor<2>>,
-    norm_pre: LayerNorm,
-    transformer: Transformer,
-    norm_post: LayerNorm,
+    pub positions: Param<Tensor<2>>,
+    /// Ahead of the blocks.
+    pub norm_pre: LayerNorm,
+    /// The blocks.
+    pub transformer: Transformer,
+    /// Of the class token behind the blocks.
+    pub norm_post: LayerNorm,
     /// `[width, D]`.
-    projection: Param<Tensor<2>>,
+    pub projection: Param<Tensor<2>>,
 }
 
 impl Vit {
