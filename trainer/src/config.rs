@@ -15,6 +15,7 @@ use numclip::preprocess::{Plan, Resize};
 use serde::{Deserialize, Serialize};
 
 use crate::clip::Hints;
+use crate::clip::transformer::Precision;
 use crate::data::{Augment, Columns, Sampling, SplitPlan, Weighting};
 use crate::model::numclip::HeadConfig;
 use crate::model::{Architecture, EncoderConfig, Norm, Padding};
@@ -173,6 +174,8 @@ pub struct Train {
     /// keeping them: those of a vision transformer take a third of the memory,
     /// at a tenth more time. The numbers stay the same, bit for bit.
     pub gradient_checkpointing: bool,
+    /// Arithmetic of a vision transformer while it trains.
+    pub precision: Precision,
     /// Threads that load images; 0 for one per core.
     pub workers: usize,
     /// Memory for decoded images, in MiB.
@@ -340,6 +343,7 @@ impl Default for Train {
             weighting: Weighting::default(),
             checkpoint_steps: 200,
             gradient_checkpointing: false,
+            precision: Precision::F32,
             workers: 0,
             cache_mib: 1024,
         }

@@ -87,6 +87,11 @@ pub enum FitError {
         /// Width of the bin embeddings.
         bins: usize,
     },
+    /// The encoder does not train in half precision.
+    #[error(
+        "train.precision = \"bf16\" is for vision transformers; this encoder trains in \"f32\""
+    )]
+    Precision,
     /// Optimiser settings or state.
     #[error(transparent)]
     Optim(#[from] OptimError),

@@ -141,6 +141,31 @@ fn both_towers_learn_and_resume_bit_for_bit() {
 }
 
 #[test]
+fn a_vision_transformer_trains_in_half_precision() {
+    let folder = tempfile::tempdir().unwrap();
+    checkpoint(folder.path(), &vit());
+    let half = MODEL.replace("[train]\n", "[train]\nprecision = \"bf16\"\n");
+    let losses = [MODEL, &half].map(|model| {
+        let out = tempfile::tempdir_in(folder.path()).unwrap();
+        let config = config(folder.path(), &clip_task(model));
+        run(&config, out.path(), false).unwrap();
+        let (steps, _) = Run::read(out.path()).unwrap().0.history().unwrap();
+        steps.iter().map(|step| step.loss).collect::<Vec<_>>()
+    });
+    for (exact, half) in losses[0].iter().zip(&losses[1]) {
+        let error = (exact - half).abs() / exact;
+        assert!(error > 0.0 && error < 0.01, "{exact} {half}");
+    }
+    checkpoint(folder.path(), &resnet());
+    let config = config(folder.path(), &clip_task(&half));
+    let error = run(&config, &folder.path().join("run"), false).unwrap_err();
+    assert!(
+        error.to_string().contains("this encoder trains in \"f32\""),
+        "{error}"
+    );
+}
+
+#[test]
 fn both_towers_export_in_float() {
     let models = [
         (vit(), MODEL.to_owned()),

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::Config;
 use crate::checkpoint::CheckpointError;
+use crate::clip::transformer::Precision;
 use crate::model::{Architecture, Norm, Padding};
 use crate::optim::OptimError;
 
@@ -93,7 +94,12 @@ impl Config {
     fn check_encoder(&self) -> Result<(), ConfigErrorKind> {
         let model = &self.model;
         if model.architecture != Architecture::Clip {
-            return Ok(());
+            return require(
+                self.train.precision == Precision::F32,
+                "train.precision",
+                "\"f32\" for a convolutional encoder",
+                &self.train.precision,
+            );
         }
         require(
             model.init.is_some(),

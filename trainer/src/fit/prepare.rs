@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::FitError;
 use crate::checkpoint::Checkpoint;
 use crate::clip::ClipFile;
+use crate::clip::transformer::Precision;
 use crate::config::Config;
 use crate::data::{Dataset, Splits};
 use crate::model::numclip::NumClip;
@@ -99,9 +100,14 @@ fn clip(
 ) -> Result<ImageEncoder, FitError> {
     let file = ClipFile::open(path, &config.clip)?;
     let encoder = ImageEncoder::clip(&file, config.preprocess.size as usize, device)?;
-    match (encoder.dim(), prepared.embeddings.dim) {
-        (image, bins) if image != bins => Err(FitError::Width { image, bins }),
-        _ => Ok(encoder),
+    let (image, bins) = (encoder.dim(), prepared.embeddings.dim);
+    if image != bins {
+        return Err(FitError::Width { image, bins });
+    }
+    match (encoder, config.train.precision) {
+        (ImageEncoder::Vit(vit), precision) => Ok(vit.with_precision(precision).into()),
+        (encoder, Precision::F32) => Ok(encoder),
+        (_, Precision::Bf16) => Err(FitError::Precision),
     }
 }
 

@@ -106,5 +106,11 @@ impl From<ConvEncoder> for ImageEncoder {
     }
 }
 
+impl From<Vit> for ImageEncoder {
+    fn from(encoder: Vit) -> Self {
+        Self::Vit(encoder)
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 use super::conv::tests::assert_close;
 use super::*;
+use crate::clip::transformer::Precision;
 use crate::clip::{
     Activation, Hints, ResNetShape, TransformerShape, VitShape, image_layout, random,
 };
@@ -208,4 +209,41 @@ fn threads_change_no_bit() {
     for round in 0..20 {
         assert!(one == bits(1 + round % 5));
     }
+}
+
+#[test]
+fn half_precision_gives_about_the_same_gradients() {
+    let device = Device::flex().autodiff();
+    let [vit, _] = towers(&device);
+    let ImageEncoder::Vit(vit) = vit else {
+        panic!("a vision transformer");
+    };
+    let values = |encoder: ImageEncoder| {
+        let mut bits = Bits {
+            grads: gradients(&encoder, &device),
+            bits: Vec::new(),
+        };
+        encoder.visit(&mut bits);
+        let values = bits.bits.concat();
+        let (chunks, _) = values.as_chunks::<4>();
+        chunks
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
+            .collect::<Vec<_>>()
+    };
+    let exact = values(vit.clone().into());
+    let half = values(vit.clone().with_precision(Precision::Bf16).into());
+    // Gradients are of single precision, as the weights are, but not the same.
+    assert_eq!(half.len(), exact.len());
+    assert_ne!(half, exact);
+    let cosine = ::numclip::verify::cosine(&half, &exact);
+    assert!(cosine > 0.999, "{cosine}");
+    // Without gradients in sight, nothing is rounded.
+    let plain = Device::flex();
+    let images = || Tensor::ones([1, 3, 64, 64], &plain);
+    let embed = |vit: Vit| vit.valid().forward(images()).into_data();
+    assert_eq!(
+        embed(vit.clone().with_precision(Precision::Bf16)),
+        embed(vit)
+    );
 }

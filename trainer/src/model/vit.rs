@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::nn::LayerNorm;
 use burn::tensor::{Device, Tensor};
 
-use crate::clip::transformer::{Sight, Transformer};
+use crate::clip::transformer::{Precision, Sight, Transformer};
 use crate::clip::{VitShape, Weights, positions};
 use crate::graph::Activation;
 use crate::ops::{self, Window};
@@ -47,6 +47,14 @@ impl Vit {
             transformer: Transformer::take(weights, "visual.transformer", blocks, device),
             norm_post: weights.layer_norm("visual.ln_post", device),
             projection: weights.param("visual.proj", device),
+        }
+    }
+
+    /// The same network with another arithmetic of its blocks while it trains.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self {
+            transformer: self.transformer.with_precision(precision),
+            ..self
         }
     }
 

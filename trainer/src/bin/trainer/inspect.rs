@@ -99,7 +99,7 @@ fn short(count: u64) -> String {
 }
 
 fn clip_lines(clip: &Clip) -> Vec<Line> {
-    let mut lines = vec![("model", format!("CLIP, names of {}", clip.names))];
+    let mut lines = vec![("model", format!("CLIP, named as by {}", clip.names))];
     lines.extend(clip.image.as_ref().map(|shape| ("image", image(shape))));
     lines.extend(clip.text.as_ref().map(|shape| {
         let text = format!(
@@ -137,7 +137,7 @@ fn image(shape: &ImageShape) -> String {
             vit.embedding
         ),
         ImageShape::ResNet(net) => format!(
-            "ResNet, {} px, width {}, stages of {:?} blocks, pool of {} heads → {}",
+            "ResNet, {} px, width {}, stages of {:?} blocks, {}-head pool → {}",
             net.image, net.width, net.stages, net.heads, net.embedding
         ),
     }
@@ -149,7 +149,7 @@ fn blocks(shape: &TransformerShape) -> String {
         Activation::Gelu => "GELU",
     };
     format!(
-        "{} blocks of width {}, {} heads, {activation} of {}",
+        "{} blocks of width {}, {}-head attention, {activation} of {}",
         shape.layers, shape.width, shape.heads, shape.mlp
     )
 }
