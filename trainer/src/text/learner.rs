@@ -13,8 +13,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
-use super::prompt::PromptTokens;
+use super::prompt::{PromptTokens, arrange};
 use super::{BinEmbeddings, Prompt, TextError, TextTower};
 
 /// Keeps the length of an embedding of zeros away from 0.
@@ -69,7 +70,7 @@ pub enum Interpolation {
     /// `1 − d / (M − 1)`.
     #[default]
     Linear,
-    /// `1 / (d + 1e-5)`: a bin at the place of a base rank takes all but its whole from it.
+    /// `1 / (d + 1e-5)`: a bin at the place of a base rank takes almost all from it.
     InverseProportional,
 }
 
@@ -90,27 +91,32 @@ pub struct TextSide {
 #[derive(Clone, Debug)]
 enum Source {
     /// `[M, D]`, unit rows.
-    Ready(Tensor<2>),
-    Prompt(Box<Template>),
+    Ready(Box<Tensor<2>>),
+    Prompt(Arc<Template>),
 }
 
 /// Sentences with room for context and ranks, and the tower that reads them.
 #[derive(Clone, Debug)]
 struct Template {
     tower: TextTower,
-    /// Embeddings of start, full stop and end: `[3, width]`.
-    marks: Tensor<2>,
-    /// `[1, C, width]`.
-    context: Tensor<3>,
-    /// `[M, T, width]`, T being the longest name.
+    /// Embeddings of start, full stop and end: `[1, 3, width]`.
+    marks: Tensor<3>,
+    /// `[1, C, width]`, if there are words.
+    context: Option<Tensor<3>>,
+    /// `[M or base ranks, T, width]`.
     ranks: Tensor<3>,
-    /// Weights of the base ranks: `[M, K]`.
+    /// Weights of the base ranks for each bin: `[M, base ranks]`.
     mix: Option<Tensor<2>>,
-    /// The sentences of length L as positions among marks, context and ranks, all in one column.
-    rows: Tensor<1, Int>,
-    /// Length L of the sentences.
-    length: usize,
-    /// Position of each sentence's end.
+    sentences: Sentences,
+}
+
+/// Where the tokens of M sentences are found.
+#[derive(Clone, Debug, PartialEq)]
+struct Sentences {
+    /// `[M, L]`, row-major: positions in a column of the marks, then all contexts, then the T
+    /// rank tokens of each bin. What follows an end is arbitrary.
+    positions: Vec<i32>,
+    /// Position of each sentence's end, from 0.
     ends: Vec<usize>,
 }
 
@@ -156,7 +162,7 @@ impl TextSide {
             embeddings: None,
             context: None,
             ranks: None,
-            source: Source::Ready(embeddings.tensor(&device)),
+            source: Source::Ready(Box::new(embeddings.tensor(&device))),
         }
     }
 
@@ -183,40 +189,30 @@ impl TextSide {
         tuning: &Tuning,
         device: &Device,
     ) -> Result<Self, TextError> {
-        let limit = tower.config().context_length;
-        let mut tokens = prompt.parts(limit)?;
-        let base = tuning.base_ranks.map(|base| base.places(tokens.names.len()));
-        let base = base.transpose()?;
+        let tokens = prompt.parts(tower.config().context_length)?;
         if tuning.context.is_some() && tokens.context.is_empty() {
             let problem = "the context has no words to start from".to_owned();
             return Err(TextError::Tuning(problem));
         }
-        if let Some((nearest, _)) = &base {
-            let names = nearest.iter().map(|bin| tokens.names[*bin].clone()).collect();
-            tokens = tokens.with_names(same_length(names), prompt.bins.len());
-            tokens.fit(&prompt.bins, limit)?;
-        }
-        let template = Template::new(tower, &tokens, base.map(|(_, mix)| mix));
-        let parameter = |start: &Tensor<3>| {
-            let data = start.clone().into_data();
+        let template = Template::new(tower, &tokens, tuning)?;
+        let parameter = |start: Tensor<3>| {
+            let data = start.into_data();
             Param::from_tensor(Tensor::from_data(data, device))
         };
-        let context = tuning.context.map(|tuning| match tuning {
-            ContextTuning::Shared => template.context.clone(),
-            ContextTuning::PerBin => template.context.clone().repeat_dim(0, prompt.bins.len()),
-        });
+        let context = tuning.context.and(template.context.clone());
+        let copies = copies(tuning, prompt.bins.len());
         Ok(Self {
             embeddings: None,
-            context: context.as_ref().map(parameter),
-            ranks: tuning.ranks.then(|| parameter(&template.ranks)),
-            source: Source::Prompt(Box::new(template)),
+            context: context.map(|context| parameter(context.repeat_dim(0, copies))),
+            ranks: tuning.ranks.then(|| parameter(template.ranks.clone())),
+            source: Source::Prompt(Arc::new(template)),
         })
     }
 
     /// The bin embeddings as they are now: `[M, D]`, unit rows; gradients reach what is tuned.
     pub fn bins(&self) -> Tensor<2> {
         match (&self.source, &self.embeddings) {
-            (Source::Ready(fixed), None) => fixed.clone(),
+            (Source::Ready(fixed), None) => (**fixed).clone(),
             (Source::Ready(_), Some(tuned)) => unit_rows(tuned.val()),
             (Source::Prompt(template), _) => {
                 let tuned = |part: &Option<Param<Tensor<3>>>| part.as_ref().map(Param::val);
@@ -232,30 +228,27 @@ impl TextSide {
 }
 
 impl BaseRanks {
-    /// The bin nearest to each base rank, and the weights `[bins, count]`.
-    fn places(&self, bins: usize) -> Result<(Vec<usize>, Tensor<2>), TextError> {
-        let count = self.count;
-        if count == 0 || count > bins {
-            return Err(TextError::Tuning(format!(
+    /// The place of each base rank among the bins, from 0 to M − 1.
+    fn places(&self, bins: usize) -> Result<Vec<f32>, TextError> {
+        let last = bins as f32 - 1.0;
+        match self.count {
+            1 if bins > 0 => Ok(vec![last / 2.0]),
+            count if (2..=bins).contains(&count) => {
+                let step = last / (count as f32 - 1.0);
+                Ok((0..count).map(|base| base as f32 * step).collect())
+            }
+            count => Err(TextError::Tuning(format!(
                 "{count} base ranks for {bins} bins, expected 1 to {bins}"
-            )));
+            ))),
         }
-        let last = (bins - 1) as f32;
-        let places: Vec<f32> = match count {
-            1 => vec![last / 2.0],
-            _ => (0..count).map(|base| base as f32 * last / (count - 1) as f32).collect(),
-        };
-        let weights = (0..bins).flat_map(|bin| self.weights(bin as f32, &places, last));
-        let weights = TensorData::new(weights.collect::<Vec<f32>>(), [bins, count]);
-        let nearest = places.iter().map(|place| place.round() as usize).collect();
-        Ok((nearest, Tensor::from_data(weights, &Device::flex())))
     }
 
-    fn weights(&self, bin: f32, places: &[f32], last: f32) -> Vec<f32> {
+    /// What each base rank weighs for a bin; the sum is 1.
+    fn weights(&self, bin: usize, bins: usize, places: &[f32]) -> Vec<f32> {
         let weight = |place: &f32| {
-            let distance = (bin - place).abs();
+            let distance = (bin as f32 - place).abs();
             match self.interpolation {
-                Interpolation::Linear => 1.0 - distance / last.max(1.0),
+                Interpolation::Linear => 1.0 - distance / (bins as f32 - 1.0).max(1.0),
                 Interpolation::InverseProportional => (distance + DISTANCE_FLOOR).recip(),
             }
         };
@@ -266,22 +259,120 @@ impl BaseRanks {
 }
 
 impl Template {
-    fn new(tower: &TextTower, tokens: &PromptTokens, mix: Option<Tensor<2>>) -> Self {
-        let width = tower.config().width;
-        let [start, stop, end] = tokens.marks;
-        let embed = |sequences: &[Vec<u16>]| tower.embed(sequences).detach();
-        let (context, marks) = (embed(&[tokens.context.clone()]), embed(&[vec![start, stop, end]]));
-        let sentences = tokens.sentences();
-        let ends: Vec<usize> = sentences.iter().map(|sentence| sentence.len() - 1).collect();
-        Self {
+    fn new(tower: &TextTower, tokens: &PromptTokens, tuning: &Tuning) -> Result<Self, TextError> {
+        let bins = tokens.names.len();
+        let (mut names, mut mix) = (tokens.names.clone(), None);
+        if let Some(base) = &tuning.base_ranks {
+            let places = base.places(bins)?;
+            let nearest = places
+                .iter()
+                .map(|place| &tokens.names[place.round() as usize]);
+            names = same_length(nearest.cloned().collect());
+            let weights = (0..bins).flat_map(|bin| base.weights(bin, bins, &places));
+            mix = Some(TensorData::new(
+                weights.collect::<Vec<f32>>(),
+                [bins, base.count],
+            ));
+        }
+        let lengths: Vec<usize> = match &mix {
+            Some(_) => vec![names[0].len(); bins],
+            None => names.iter().map(Vec::len).collect(),
+        };
+        let embed = |sequence: &[u16]| tower.embed(&[sequence.to_vec()]);
+        let marks = embed(&tokens.marks);
+        Ok(Self {
+            sentences: Sentences::new(tokens, copies(tuning, bins), &lengths),
+            context: (!tokens.context.is_empty()).then(|| embed(&tokens.context)),
+            ranks: tower.embed(&names),
+            mix: mix.map(|mix| Tensor::from_data(mix, &marks.device())),
             tower: tower.clone(),
-            marks: marks.reshape([3, width]),
-            context,
-            ranks: embed(&tokens.names),
-            mix,
-            rows: Tensor::from_data([0], &Device::flex()),
-            length: ends.iter().max().map_or(0, |last| last + 1),
+            marks,
+        })
+    }
+
+    /// The sentences' features with the given tokens in the place of their own: `[M, D]`, unit
+    /// rows.
+    fn features(&self, context: Option<Tensor<3>>, ranks: Option<Tensor<3>>) -> Tensor<2> {
+        let context = context.or_else(|| self.context.clone());
+        let ranks = ranks.unwrap_or_else(|| self.ranks.clone());
+        let [_, length, width] = ranks.dims();
+        let ranks = match &self.mix {
+            Some(mix) => mix.clone().matmul(ranks.flatten(1, 2)),
+            None => ranks.flatten(1, 2),
+        };
+        let bins = self.sentences.ends.len();
+        let column = |tokens: Tensor<3>| tokens.flatten::<2>(0, 1);
+        let column: Vec<Tensor<2>> = std::iter::once(self.marks.clone())
+            .chain(context)
+            .map(column)
+            .chain([ranks.reshape([bins * length, width])])
+            .collect();
+        let column = Tensor::cat(column, 0);
+        let positions = TensorData::from(&self.sentences.positions[..]);
+        let positions = Tensor::<1, Int>::from_data(positions, &column.device());
+        let embedded = column
+            .select(0, positions)
+            .reshape([bins as i32, -1, width as i32]);
+        unit_rows(self.tower.features(embedded, &self.sentences.ends))
+    }
+}
+
+impl Sentences {
+    /// Sentences of one for each of `lengths`, the rank tokens of a bin; with `contexts` copies
+    /// of the context, either 1 or one for each bin.
+    fn new(tokens: &PromptTokens, contexts: usize, lengths: &[usize]) -> Self {
+        let marks = tokens.marks.len();
+        let words = tokens.context.len();
+        let longest = lengths.iter().max().copied().unwrap_or(0);
+        let range = |start: usize, length: usize| (start..start + length).collect::<Vec<usize>>();
+        let sentences = lengths.iter().enumerate().map(|(bin, &length)| {
+            let context = range(marks + (bin % contexts) * words, words);
+            let name = range(marks + contexts * words + bin * longest, length);
+            arrange([0, 1, 2], &context, tokens.split, &name)
+        });
+        let mut sentences: Vec<Vec<usize>> = sentences.collect();
+        let ends = sentences
+            .iter()
+            .map(|sentence| sentence.len() - 1)
+            .collect();
+        let length = sentences.iter().map(Vec::len).max().unwrap_or(0);
+        sentences
+            .iter_mut()
+            .for_each(|sentence| sentence.resize(length, 0));
+        let positions = sentences.concat();
+        Self {
+            positions: positions
+                .into_iter()
+                .map(|position| position as i32)
+                .collect(),
             ends,
         }
     }
 }
+
+/// How many contexts there are.
+fn copies(tuning: &Tuning, bins: usize) -> usize {
+    match tuning.context {
+        Some(ContextTuning::PerBin) => bins,
+        _ => 1,
+    }
+}
+
+/// The sequences, shorter ones filled with their last token.
+fn same_length(mut names: Vec<Vec<u16>>) -> Vec<Vec<u16>> {
+    let longest = names.iter().map(Vec::len).max().unwrap_or(0);
+    for name in &mut names {
+        let last = name.last().copied().unwrap_or_default();
+        name.resize(longest, last);
+    }
+    names
+}
+
+/// Every row at length 1.
+fn unit_rows(rows: Tensor<2>) -> Tensor<2> {
+    let length = rows.clone().square().sum_dim(1).add_scalar(TINY).sqrt();
+    rows / length
+}
+
+#[cfg(test)]
+mod tests;
