@@ -19,9 +19,9 @@ use crate::clip::transformer::Precision;
 use crate::data::{Augment, Columns, Sampling, SplitPlan, Weighting};
 use crate::model::numclip::HeadConfig;
 use crate::model::{Architecture, EncoderConfig, Norm, Padding};
-use crate::optim::{OptimConfig, Schedule};
+use crate::optim::{Freeze, OptimConfig, Schedule};
 use crate::quantize::calibrate::RangeMethod;
-use crate::text::{Placement, TextConfig};
+use crate::text::{Placement, TextConfig, Tuning};
 pub use check::{ConfigError, ConfigErrorKind};
 
 /// Everything a run depends on.
@@ -114,6 +114,8 @@ pub struct Text {
     pub embeddings: Option<PathBuf>,
     /// Shape of the random tower.
     pub tower: TextConfig,
+    /// What of the text side learns with the images; nothing by default.
+    pub tune: Tuning,
 }
 
 /// The image encoder and what stands behind it.
@@ -144,12 +146,18 @@ pub struct Model {
 pub struct Train {
     /// Passes over the training images.
     pub epochs: usize,
-    /// Images per step.
+    /// Images computed together. The batch-wise loss (text to image) and batch normalisation see
+    /// these.
     pub batch_size: usize,
+    /// Batches whose gradients make one step, weighted by their images: losses that are means
+    /// over images then equal those of one large batch.
+    pub accumulate: usize,
     /// Seed of weights, order and augmentation.
     pub seed: u64,
     /// Optimiser and learning rates.
     pub optimizer: OptimConfig,
+    /// Parts of the model that do not learn, for some epochs or at all.
+    pub freeze: Vec<Freeze>,
     /// Learning rate over time.
     pub schedule: Schedule,
     /// Upper bound on the norm of all gradients together; none if absent.
@@ -332,8 +340,10 @@ impl Default for Train {
         Self {
             epochs: 30,
             batch_size: 32,
+            accumulate: 1,
             seed: 0,
             optimizer: OptimConfig::default(),
+            freeze: Vec::new(),
             schedule: Schedule::default(),
             clip_norm: Some(5.0),
             ema: None,

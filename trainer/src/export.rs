@@ -242,7 +242,7 @@ impl Export<'_> {
         let golden = golden::cases(self.config, self.prepared, bytes, &estimator)?;
         let contents = Contents {
             encoders: BTreeMap::from([(ENCODER.to_owned(), bytes.clone())]),
-            embeddings: self.prepared.embeddings.values.clone(),
+            embeddings: self.prepared.bin_embeddings(self.model)?.values,
             golden,
         };
         self.write(&self.manifest(interval, reports), &contents)?;
@@ -375,7 +375,7 @@ fn provenance(config: &Config, prepared: &Prepared) -> Provenance {
     Provenance {
         data: config.data.description.clone(),
         data_digest: prepared.digest.clone(),
-        text_tower: prepared.embeddings.source.to_string(),
+        text_tower: text_source(config, prepared),
         weights: match weights {
             Some(file) => format!("initialised from {}", file.to_string_lossy()),
             None => format!("random, seed {}", config.train.seed),
@@ -385,6 +385,15 @@ fn provenance(config: &Config, prepared: &Prepared) -> Provenance {
         revision: option_env!("NUMCLIP_REVISION").unwrap_or_default().into(),
         trainer: format!("numclip-trainer {}", env!("CARGO_PKG_VERSION")),
         licence: config.export.licence.clone(),
+    }
+}
+
+/// Where the bin embeddings come from, and what training changed of them.
+fn text_source(config: &Config, prepared: &Prepared) -> String {
+    let (source, tune) = (&prepared.embeddings.source, &config.text.tune);
+    match tune.is_some() {
+        true => format!("{source}; {tune} tuned on the images"),
+        false => source.to_string(),
     }
 }
 

@@ -86,6 +86,7 @@ impl Config {
             "weights or embeddings",
             &"both",
         )?;
+        self.check_tuning()?;
         self.train.schedule.validate()?;
         self.check_encoder()?;
         self.check_train()
@@ -116,6 +117,28 @@ impl Config {
         )
     }
 
+    fn check_tuning(&self) -> Result<(), ConfigErrorKind> {
+        let (text, tune) = (&self.text, &self.text.tune);
+        require(
+            !(tune.embeddings && tune.tunes_prompt()),
+            "text.tune",
+            "embeddings, or ranks and context",
+            tune,
+        )?;
+        require(
+            text.embeddings.is_none() || !tune.tunes_prompt(),
+            "text.tune",
+            "embeddings = true where text.embeddings is given: there is no tower for a prompt",
+            tune,
+        )?;
+        require(
+            tune.ranks || tune.base_ranks.is_none(),
+            "text.tune.base_ranks",
+            "ranks = true beside it",
+            &tune.ranks,
+        )
+    }
+
     fn check_train(&self) -> Result<(), ConfigErrorKind> {
         let (train, loss) = (&self.train, &self.train.loss);
         let share = |value: f64| (0.0..1.0).contains(&value);
@@ -130,6 +153,12 @@ impl Config {
             "train.batch_size",
             "1 to 4096",
             &train.batch_size,
+        )?;
+        require(
+            (1..=4096).contains(&train.accumulate),
+            "train.accumulate",
+            "1 to 4096",
+            &train.accumulate,
         )?;
         require(
             train.checkpoint_steps > 0,

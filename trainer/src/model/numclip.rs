@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 use super::head::{Adapter, AdapterWeights, Expectation, Regressor, Ssr, cosine_logits};
 use super::{ImageEncoder, NotConvolutional};
 use crate::graph::{Activation, Conv, ConvNet, Op, Value};
+use crate::text::TextSide;
 
-/// The trainable parts of NumCLIP; the bin embeddings stay outside, frozen.
+/// NumCLIP: images on one side, the bins' words on the other, a number from their match.
 #[derive(Module, Debug)]
 pub struct NumClip {
     encoder: ImageEncoder,
     adapter: Option<Adapter>,
     regressor: Regressor,
+    text: TextSide,
     #[module(skip)]
     logit_scale: f64,
 }
@@ -88,8 +90,14 @@ fn one() -> f64 {
 }
 
 impl HeadConfig {
-    /// The model around `encoder` for a task with these bins.
-    pub fn build(&self, encoder: ImageEncoder, bins: &[Bin], device: &Device) -> NumClip {
+    /// The model around `encoder` and `text` for a task with these bins.
+    pub fn build(
+        &self,
+        encoder: ImageEncoder,
+        text: TextSide,
+        bins: &[Bin],
+        device: &Device,
+    ) -> NumClip {
         let dim = encoder.dim();
         let adapter = self
             .adapter
@@ -108,6 +116,7 @@ impl HeadConfig {
             encoder,
             adapter,
             regressor,
+            text,
             logit_scale: self.logit_scale,
         }
     }
@@ -123,9 +132,14 @@ impl NumClip {
         }
     }
 
-    /// Logits and values of a batch `[N, 3, H, W]` against `bins` (`[M, D]`, rows of unit norm).
-    pub fn forward(&self, images: Tensor<4>, bins: Tensor<2>) -> Output {
-        let logits = cosine_logits(self.embed(images), bins, self.logit_scale);
+    /// The side of the bins.
+    pub fn text(&self) -> &TextSide {
+        &self.text
+    }
+
+    /// Logits and values of a batch `[N, 3, H, W]` against the bins.
+    pub fn forward(&self, images: Tensor<4>) -> Output {
+        let logits = cosine_logits(self.embed(images), self.text.bins(), self.logit_scale);
         Output {
             values: self.regressor.forward(logits.clone()),
             logits,
@@ -222,6 +236,7 @@ fn linear(weight: Vec<f32>, [outputs, inputs]: [usize; 2]) -> Conv {
 mod tests {
     use super::*;
     use crate::model::{Architecture, EncoderConfig, Norm, Padding};
+    use crate::text::{BinEmbeddings, TextSource};
     use burn::tensor::TensorData;
 
     fn encoder(device: &Device) -> ImageEncoder {
@@ -234,6 +249,20 @@ mod tests {
             branches: None,
         };
         config.init(3, device).unwrap().into()
+    }
+
+    fn text(device: &Device) -> TextSide {
+        let embeddings = BinEmbeddings {
+            labels: ["0", "1", "2"].map(String::from).to_vec(),
+            dim: 16,
+            values: vec![0.25; 48],
+            source: TextSource::Embeddings {
+                file: String::new(),
+                sha256: String::new(),
+                model: None,
+            },
+        };
+        TextSide::frozen(&embeddings, device)
     }
 
     #[test]
@@ -256,7 +285,7 @@ mod tests {
                 adapter,
                 ..HeadConfig::default()
             }
-            .build(encoder(&device), &bins, &device);
+            .build(encoder(&device), text(&device), &bins, &device);
             let tensor = Tensor::from_data(TensorData::new(image.clone(), [1, 3, 32, 32]), &device);
             let expected: Vec<f32> = model.embed(tensor).into_data_as::<f32>().iter().collect();
             let folded = model.fold(32).unwrap().forward(&image);

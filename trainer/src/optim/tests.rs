@@ -145,6 +145,7 @@ fn groups_have_their_own_rate_and_the_last_wins() {
     let group = |path: &str, lr: f64| LrGroup {
         path: path.into(),
         lr,
+        from_epoch: 1,
     };
     let config = OptimConfig {
         lr: 0.1,
@@ -274,6 +275,7 @@ fn resuming_is_exact() {
             groups: vec![LrGroup {
                 path: "head".into(),
                 lr: 0.02,
+                from_epoch: 1,
             }],
             ..OptimConfig::default()
         };

@@ -1,5 +1,6 @@
 //! The embeddings of the bins: what the image side is trained against.
 
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
@@ -80,6 +81,25 @@ impl fmt::Display for TextSource {
 }
 
 impl BinEmbeddings {
+    /// The embeddings as a tensor: `[M, D]`.
+    pub fn tensor(&self, device: &Device) -> Tensor<2> {
+        let shape = [self.labels.len(), self.dim];
+        Tensor::from_data(TensorData::new(self.values.clone(), shape), device)
+    }
+
+    /// The same bins with what training made of their embeddings.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::BadEmbedding`] for a row of `rows` (`[M, D]`) that is zero or not finite.
+    pub fn tuned(&self, rows: Tensor<2>) -> Result<Self, TextError> {
+        let values = rows.into_data_as::<f32>().iter().collect();
+        Ok(Self {
+            values: unit_rows(values, self.dim, "the tuned text side")?,
+            ..self.clone()
+        })
+    }
+
     /// Cosine similarity of two bins.
     pub fn similarity(&self, one: usize, other: usize) -> f64 {
         let row = |index: usize| &self.values[index * self.dim..(index + 1) * self.dim];

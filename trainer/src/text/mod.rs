@@ -1,17 +1,20 @@
 //! The CLIP text side: tokens, prompts, transformer, bin embeddings.
 //!
 //! ```text
-//! Prompt → tokens → TextTower (embed → features) → BinEmbeddings [M, D], unit rows
+//! Prompt → tokens → TextTower (embed → features) → BinEmbeddings [M, D], unit rows → TextSide
 //! ```
 //!
-//! The tower is frozen and runs once per task; only the bin embeddings leave this module. Each
-//! says by its [`TextSource`] where it comes from, for a tower without weights knows no language.
+//! The tower is always frozen. It runs once per task, or in every step where the task tunes its
+//! prompts ([`Tuning`]); only the bin embeddings leave this module. Each says by its
+//! [`TextSource`] where it comes from, for a tower without weights knows no language.
 
 mod bins;
+mod learner;
 mod prompt;
 mod tower;
 
 pub use bins::{BinEmbeddings, TextSource, bin_embeddings, load_bin_embeddings, ordinality};
+pub use learner::{BaseRanks, ContextTuning, Interpolation, TextSide, Tuning};
 pub use prompt::{Placement, Prompt};
 pub use tower::{TextConfig, TextTower};
 
@@ -58,6 +61,9 @@ pub enum TextError {
         /// The bins of the task.
         expected: String,
     },
+    /// What is to be tuned does not fit the task.
+    #[error("text.tune: {0}")]
+    Tuning(String),
     /// An embedding is infinite, NaN or zero.
     #[error("{origin}: the embedding of bin {index} is {problem}")]
     BadEmbedding {
