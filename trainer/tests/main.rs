@@ -4,4 +4,5 @@
 mod common;
 mod bad_input;
 mod export;
+mod failures;
 mod resume;
