@@ -92,3 +92,6 @@ pub fn is_finite(model: &NumClip) -> bool {
     model.visit(&mut finite);
     finite.0
 }
+
+#[cfg(test)]
+mod tests;
