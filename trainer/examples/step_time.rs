@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Distribution, Tensor};
-use numclip_trainer::model::{EncoderConfig, ImageEncoder};
+use numclip_trainer::model::{ConvEncoder, EncoderConfig};
 
 /// Steps measured after the first, which warms up.
 const STEPS: usize = 5;
@@ -35,7 +35,7 @@ fn main() -> Result<()> {
 }
 
 /// One step; the milliseconds of its forward and backward pass.
-fn step(encoder: &ImageEncoder, images: Tensor<4>) -> [f64; 2] {
+fn step(encoder: &ConvEncoder, images: Tensor<4>) -> [f64; 2] {
     let start = Instant::now();
     let loss = encoder.forward(images).powf_scalar(2.0).mean();
     let forward = start.elapsed();

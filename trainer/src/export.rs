@@ -29,9 +29,10 @@ use crate::config::Config;
 use crate::fit::{FitError, Prepared, Run, Weights, embed_all, loader, prepare, untrained};
 use crate::graph::ConvNet;
 use crate::model::numclip::NumClip;
+use crate::model::{ImageEncoder, NotConvolutional};
 use crate::quantize::affine::Affine;
 use crate::quantize::calibrate::calibrate;
-use crate::quantize::{int8, onnx};
+use crate::quantize::{int8, onnx, towers};
 use crate::report::{Measured, NamedMetrics, points};
 use measure::{Encoded, calibrate_interval};
 
@@ -60,8 +61,8 @@ pub struct Exported {
     pub encoder_bytes: usize,
     /// Multiply-accumulates for one picture.
     pub macs: u64,
-    /// Smallest cosine between float and int8 embeddings of validation images.
-    pub lowest_cosine: f32,
+    /// Smallest cosine between float and int8 embeddings of validation images; none without int8.
+    pub lowest_cosine: Option<f32>,
 }
 
 /// Why there is no bundle.
@@ -70,6 +71,9 @@ pub enum ExportError {
     /// The run cannot be read.
     #[error(transparent)]
     Run(#[from] FitError),
+    /// The encoder has no form of the precision asked for.
+    #[error(transparent)]
+    Encoder(#[from] NotConvolutional),
     /// The data set is not the one the run was trained on.
     #[error(
         "the data set has digest {got}, the run was trained on {expected}; restore the data, or train again"
@@ -138,39 +142,75 @@ pub fn export(options: &Options<'_>) -> Result<Exported, ExportError> {
     let model = run
         .load(untrained(&config, &prepared, &device)?, options.weights)?
         .valid();
-    let net = model.fold(config.preprocess.size as usize);
     let export = Export {
         config: &config,
         prepared: &prepared,
         model: &model,
-        net: &net,
         options,
     };
     export.run()
+}
+
+/// The trained network in its float form.
+struct Float {
+    /// ONNX.
+    bytes: Vec<u8>,
+    /// Multiply-accumulates for one picture.
+    macs: u64,
+    /// The same as plain values, of which int8 is made; a tower of CLIP has none.
+    net: Option<ConvNet>,
+}
+
+/// The int8 form, and what it makes of the images.
+struct Int8 {
+    bytes: Vec<u8>,
+    encoded: Encoded,
+}
+
+impl Float {
+    fn of(model: &NumClip, size: usize) -> Result<Self, NotConvolutional> {
+        let tail = model.folded_adapter();
+        let tower = match model.encoder() {
+            ImageEncoder::Vit(vit) => towers::vit(vit, tail.as_ref(), size),
+            ImageEncoder::ResNet(net) => towers::resnet(net, tail.as_ref(), size),
+            ImageEncoder::Conv(_) => {
+                let net = model.fold(size)?;
+                return Ok(Self {
+                    bytes: onnx::float(&net),
+                    macs: net.macs(),
+                    net: Some(net),
+                });
+            }
+        };
+        Ok(Self {
+            bytes: tower.bytes,
+            macs: tower.macs,
+            net: None,
+        })
+    }
 }
 
 struct Export<'a> {
     config: &'a Config,
     prepared: &'a Prepared,
     model: &'a NumClip,
-    net: &'a ConvNet,
     options: &'a Options<'a>,
 }
 
 impl Export<'_> {
     fn run(&self) -> Result<Exported, ExportError> {
         let stage = self.options.stage;
-        stage("comparing the folded network with the trained one");
-        let float_bytes = onnx::float(self.net);
-        let float = self.encode("float", &float_bytes)?;
+        let network = Float::of(self.model, self.config.preprocess.size as usize)?;
+        if network.net.is_none() && self.options.precision == Precision::Int8 {
+            return Err(NotConvolutional.into());
+        }
+        stage("comparing the exported network with the trained one");
+        let float = self.encode("float", &network.bytes)?;
         self.check_fold(&float)?;
-        stage("calibrating");
-        let int8_bytes = self.quantize()?;
-        stage("measuring int8");
-        let int8 = self.encode("int8", &int8_bytes)?;
-        let (bytes, chosen) = match self.options.precision {
-            Precision::F32 => (float_bytes, &float),
-            Precision::Int8 => (int8_bytes, &int8),
+        let int8 = network.net.as_ref().map(|net| self.int8(net)).transpose()?;
+        let (bytes, chosen) = match (self.options.precision, &int8) {
+            (Precision::Int8, Some(int8)) => (&int8.bytes, &int8.encoded),
+            _ => (&network.bytes, &float),
         };
         let estimator = self.prepared.estimator(self.config, self.model, None)?;
         let interval = calibrate_interval(
@@ -181,7 +221,9 @@ impl Export<'_> {
         );
         let estimator = self.prepared.estimator(self.config, self.model, interval)?;
         let mut reports = Vec::new();
-        for (precision, encoded) in [(Precision::F32, &float), (Precision::Int8, &int8)] {
+        let int8 = int8.as_ref().map(|int8| &int8.encoded);
+        for (precision, encoded) in [(Precision::F32, Some(&float)), (Precision::Int8, int8)] {
+            let Some(encoded) = encoded else { continue };
             reports.extend(encoded.reports(
                 precision,
                 &self.config.bin,
@@ -192,15 +234,15 @@ impl Export<'_> {
         stage("writing the bundle and reading it back");
         let exported = Exported {
             encoder_bytes: bytes.len(),
-            macs: self.net.macs(),
-            lowest_cosine: float.lowest_cosine(&int8),
+            macs: network.macs,
+            lowest_cosine: int8.map(|int8| float.lowest_cosine(int8)),
             measured: self.measured(chosen, &estimator, &reports),
             reports: reports.clone(),
         };
-        let golden = golden::cases(self.config, self.prepared, &bytes, &estimator)?;
+        let golden = golden::cases(self.config, self.prepared, bytes, &estimator)?;
         let contents = Contents {
-            encoders: BTreeMap::from([(ENCODER.to_owned(), bytes)]),
-            embeddings: self.prepared.embeddings.values.clone(),
+            encoders: BTreeMap::from([(ENCODER.to_owned(), bytes.clone())]),
+            embeddings: self.prepared.bin_embeddings(self.model)?.values,
             golden,
         };
         self.write(&self.manifest(interval, reports), &contents)?;
@@ -234,16 +276,24 @@ impl Export<'_> {
         Ok(())
     }
 
-    fn quantize(&self) -> Result<Vec<u8>, ExportError> {
+    fn int8(&self, net: &ConvNet) -> Result<Int8, ExportError> {
+        (self.options.stage)("calibrating");
+        let bytes = self.quantize(net)?;
+        (self.options.stage)("measuring int8");
+        let encoded = self.encode("int8", &bytes)?;
+        Ok(Int8 { bytes, encoded })
+    }
+
+    fn quantize(&self, net: &ConvNet) -> Result<Vec<u8>, ExportError> {
         let export = &self.config.export;
         let mut indices = self.prepared.splits.train.clone();
         indices.shuffle(&mut ChaCha8Rng::seed_from_u64(self.config.train.seed));
         indices.truncate(export.calibration_images);
         let images = measure::tensors(self.config, self.prepared, &indices)?;
-        let taps = calibrate(self.net, &images, export.range)
+        let taps = calibrate(net, &images, export.range)
             .map_err(|error| ExportError::Calibrate(format!("{error:#}")))?;
         Ok(int8::int8(
-            self.net,
+            net,
             Affine::of_input(&self.config.preprocess),
             &taps,
             export.bias_correction,
@@ -325,7 +375,7 @@ fn provenance(config: &Config, prepared: &Prepared) -> Provenance {
     Provenance {
         data: config.data.description.clone(),
         data_digest: prepared.digest.clone(),
-        text_tower: prepared.embeddings.source.to_string(),
+        text_tower: text_source(config, prepared),
         weights: match weights {
             Some(file) => format!("initialised from {}", file.to_string_lossy()),
             None => format!("random, seed {}", config.train.seed),
@@ -335,6 +385,15 @@ fn provenance(config: &Config, prepared: &Prepared) -> Provenance {
         revision: option_env!("NUMCLIP_REVISION").unwrap_or_default().into(),
         trainer: format!("numclip-trainer {}", env!("CARGO_PKG_VERSION")),
         licence: config.export.licence.clone(),
+    }
+}
+
+/// Where the bin embeddings come from, and what training changed of them.
+fn text_source(config: &Config, prepared: &Prepared) -> String {
+    let (source, tune) = (&prepared.embeddings.source, &config.text.tune);
+    match tune.is_some() {
+        true => format!("{source}; {tune} tuned on the images"),
+        false => source.to_string(),
     }
 }
 

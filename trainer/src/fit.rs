@@ -2,7 +2,9 @@
 
 mod checkpoint;
 mod evaluate;
+mod gradients;
 mod objective;
+mod start;
 mod prepare;
 mod progress;
 mod run;
@@ -10,19 +12,20 @@ mod run;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::optim::GradientsParams;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use numclip::metrics::Metrics;
 use thiserror::Error;
 
+use crate::checkpoint::CheckpointError;
 use crate::config::Config;
 use crate::data::loader::{LoadError, Unreadable};
-use crate::data::{Augment, Batch, DataError, Loader, LoaderConfig};
+use crate::data::{Augment, DataError, Loader, LoaderConfig};
 use crate::model::numclip::NumClip;
 use crate::model::weights::WeightsError;
-use crate::optim::{Ema, GroupedOptimizer, OptimError, clip_gradients};
+use crate::optim::{Ema, GroupedOptimizer, OptimError, clip_gradients, freeze};
 use crate::text::TextError;
 use checkpoint::Counters;
+use gradients::{Pass, is_finite};
 use objective::Objective;
 use progress::Progress;
 
@@ -30,6 +33,7 @@ pub use checkpoint::Weights;
 pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
 pub use prepare::{Prepared, prepare, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
+pub use start::WeightsSource;
 
 /// What a run is asked beside its task file.
 pub struct Options<'a> {
@@ -72,6 +76,25 @@ pub enum FitError {
     /// The weights to start from do not fit.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A checkpoint to start from cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Images and bins are embedded into spaces of different widths.
+    #[error(
+        "the image encoder embeds into {image} values, the bins into {bins}; take both from the \
+         same CLIP model"
+    )]
+    Width {
+        /// Width of the image embeddings.
+        image: usize,
+        /// Width of the bin embeddings.
+        bins: usize,
+    },
+    /// The encoder does not train in half precision.
+    #[error(
+        "train.precision = \"bf16\" is for vision transformers; this encoder trains in \"f32\""
+    )]
+    Precision,
     /// Optimiser settings or state.
     #[error(transparent)]
     Optim(#[from] OptimError),
@@ -100,10 +123,13 @@ pub enum FitError {
         /// What changed.
         what: String,
     },
-    /// Loss or gradients stopped being numbers.
-    #[error("{what} is {value} at epoch {epoch}, step {step}; lower the learning rate or clip_norm. The last good checkpoint is {}", checkpoint.display())]
+    /// Loss, gradients or weights stopped being numbers.
+    #[error(
+        "{what} is {value} at epoch {epoch}, step {step}; lower the learning rate or clip_norm. {}",
+        good(checkpoint)
+    )]
     Diverged {
-        /// Loss or gradient norm.
+        /// Loss, gradient norm or weights.
         what: &'static str,
         /// Its value.
         value: f64,
@@ -111,9 +137,16 @@ pub enum FitError {
         epoch: usize,
         /// Step within the epoch, from 1.
         step: usize,
-        /// Where to resume from.
-        checkpoint: PathBuf,
+        /// Where to resume from, if anything was saved.
+        checkpoint: Option<PathBuf>,
     },
+}
+
+fn good(checkpoint: &Option<PathBuf>) -> String {
+    match checkpoint {
+        Some(path) => format!("The last good checkpoint is {}", path.display()),
+        None => "No checkpoint was written yet".into(),
+    }
 }
 
 /// Trains the model that `config` describes and keeps everything about it in
@@ -144,7 +177,8 @@ struct State {
 
 impl State {
     fn new(config: &Config, prepared: &Prepared, device: &Device) -> Result<Self, FitError> {
-        let model = untrained(config, prepared, &device.clone().autodiff())?;
+        let model = untrained(config, prepared, &config.training_device(device))?;
+        freeze::check(&config.train.freeze, &model)?;
         let optimizer = GroupedOptimizer::new(&config.train.optimizer, &model)?;
         let ema = config.train.ema.map(|decay| Ema::new(&model, decay));
         Ok(Self {
@@ -171,7 +205,6 @@ struct Trainer<'a> {
     loader: Loader,
     validation: Option<Loader>,
     objective: Objective,
-    bins: Tensor<2>,
     device: Device,
 }
 
@@ -182,7 +215,7 @@ impl<'a> Trainer<'a> {
         run: &'a Run,
         device: &Device,
     ) -> Result<Self, FitError> {
-        let device = device.clone().autodiff();
+        let device = config.training_device(device);
         let splits = &prepared.splits;
         let loader = loader(config, prepared, &splits.train, Some(&config.augment))?;
         let validation = match splits.val.is_empty() {
@@ -191,7 +224,6 @@ impl<'a> Trainer<'a> {
         };
         let counts = prepared.dataset.check_bins(&splits.train, &config.bin)?;
         let objective = Objective::new(config, &counts);
-        let bins = prepared.bin_tensor(&device);
         Ok(Self {
             config,
             prepared,
@@ -199,7 +231,6 @@ impl<'a> Trainer<'a> {
             loader,
             validation,
             objective,
-            bins,
             device,
         })
     }
@@ -234,20 +265,27 @@ impl<'a> Trainer<'a> {
     /// One epoch, or the rest of one.
     fn epoch(&self, mut state: State, interrupt: &AtomicBool) -> Result<State, FitError> {
         let epoch = state.counters.epoch;
-        let steps = self.loader.steps();
+        let (steps, accumulate) = (self.steps(), self.config.train.accumulate);
+        state.model = freeze::apply(&self.config.train.freeze, state.model, epoch + 1);
+        state.optimizer.begin_epoch(epoch + 1);
         let progress = Progress::start(
             epoch + 1,
             self.config.train.epochs,
             steps,
             state.counters.step,
         );
-        for batch in self.loader.epoch(epoch as u64, state.counters.step) {
-            let batch = batch?;
-            batch
-                .skipped
-                .iter()
-                .for_each(|skipped| progress.warn(&format!("skipped {skipped}")));
-            state = self.step(state, &batch)?;
+        let first = state.counters.step * accumulate;
+        let mut batches = self.loader.epoch(epoch as u64, first);
+        while state.counters.step < steps {
+            let mut pass = Pass::new(self.config, &self.objective, &self.device);
+            for batch in batches.by_ref().take(accumulate) {
+                let batch = batch?;
+                let skipped = batch.skipped.iter();
+                skipped.for_each(|skipped| progress.warn(&format!("skipped {skipped}")));
+                pass.add(&state.model, &batch);
+                self.require_finite("the loss", pass.loss(), &state.counters)?;
+            }
+            state = self.step(state, pass)?;
             progress.advance(&state.counters.sums);
             let stop = interrupt.load(Ordering::Relaxed);
             let due = state
@@ -255,6 +293,7 @@ impl<'a> Trainer<'a> {
                 .step
                 .is_multiple_of(self.config.train.checkpoint_steps);
             if state.counters.step < steps && (stop || due) {
+                self.require_finite_weights(&state)?;
                 self.save(&mut state)?;
             }
             if stop && state.counters.step < steps {
@@ -264,21 +303,18 @@ impl<'a> Trainer<'a> {
         self.finish_epoch(state, &progress)
     }
 
-    fn step(&self, mut state: State, batch: &Batch) -> Result<State, FitError> {
+    /// Steps in an epoch.
+    fn steps(&self) -> usize {
+        self.loader.steps().div_ceil(self.config.train.accumulate)
+    }
+
+    fn step(&self, mut state: State, mut pass: Pass<'_>) -> Result<State, FitError> {
         let counters = &state.counters;
-        let size = self.config.preprocess.size as usize;
-        let images = TensorData::new(batch.images.clone(), [batch.len(), 3, size, size]);
-        let output = state
-            .model
-            .forward(Tensor::from_data(images, &self.device), self.bins.clone());
-        let values: Vec<f32> = output.values.clone().into_data_as::<f32>().iter().collect();
-        let loss = self.objective.loss(output, batch, &self.device);
-        let loss_value = f64::from(loss.clone().into_scalar::<f32>());
-        self.require_finite("the loss", loss_value, counters)?;
-        let mut gradients = GradientsParams::from_grads(loss.backward(), &state.model);
+        let loss = pass.loss();
+        let mut gradients = pass.gradients(&state.model);
         let norm = clip_gradients(&state.model, &mut gradients, self.config.train.clip_norm);
         self.require_finite("the gradient norm", norm, counters)?;
-        let steps = self.loader.steps() as u64;
+        let steps = self.steps() as u64;
         let train = &self.config.train;
         let factor = train
             .schedule
@@ -290,14 +326,22 @@ impl<'a> Trainer<'a> {
         let record = StepRecord {
             epoch: counters.epoch + 1,
             step: counters.step + 1,
-            loss: loss_value,
+            loss,
             gradient_norm: norm,
             learning_rate: train.optimizer.lr * factor,
         };
         state.counters.step += 1;
-        state.counters.sums.add(loss_value, &values, &batch.labels);
+        state.counters.sums.add(loss, &pass.values, &pass.labels);
         self.run.append(&record)?;
         Ok(state)
+    }
+
+    /// What is saved must be good to resume from.
+    fn require_finite_weights(&self, state: &State) -> Result<(), FitError> {
+        match is_finite(&state.model) {
+            true => Ok(()),
+            false => self.require_finite("a weight", f64::NAN, &state.counters),
+        }
     }
 
     fn require_finite(
@@ -313,12 +357,13 @@ impl<'a> Trainer<'a> {
                 value,
                 epoch: counters.epoch + 1,
                 step: counters.step + 1,
-                checkpoint: self.run.checkpoint(),
+                checkpoint: Some(self.run.checkpoint()).filter(|path| path.is_file()),
             }),
         }
     }
 
     fn finish_epoch(&self, mut state: State, progress: &Progress) -> Result<State, FitError> {
+        self.require_finite_weights(&state)?;
         let model = state.evaluated();
         let validation = self
             .validation

@@ -1,10 +1,12 @@
 //! From a folded network to ONNX in float and in int8.
 //!
 //! ```text
-//! ConvNet → onnx::float          ConvNet + images → calibrate → taps → int8
+//! ConvNet → onnx::float, CLIP tower → towers
+//! ConvNet + images → calibrate → taps → int8
 //! ```
 
 pub mod affine;
 pub mod onnx;
+pub mod towers;
 pub mod calibrate;
 pub mod int8;

@@ -38,6 +38,26 @@ fn task_files_are_checked_field_by_field() {
         ),
         (
             "epochs = 2",
+            "epochs = 2\naccumulate = 0",
+            "train.accumulate",
+        ),
+        (
+            "context = \"a gauge at\"",
+            "tune = { embeddings = true, ranks = true }",
+            "text.tune",
+        ),
+        (
+            "context = \"a gauge at\"",
+            "tune = { base_ranks = { count = 2 } }",
+            "text.tune.base_ranks",
+        ),
+        (
+            "context = \"a gauge at\"",
+            "embeddings = \"x\"\ntune = { ranks = true }",
+            "there is no tower",
+        ),
+        (
+            "epochs = 2",
             "epochs = 2\nschedule = { warmup_epochs = -1 }",
             "warmup_epochs",
         ),

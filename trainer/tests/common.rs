@@ -56,14 +56,19 @@ pub fn task(extra: &str) -> String {
     )
 }
 
-/// Small networks of both kinds, with and without batch normalisation and averaging.
-pub const MODELS: [&str; 3] = [
+/// Small networks of both kinds, with and without batch normalisation, averaging and tuned prompts.
+pub const MODELS: [&str; 4] = [
     "[model]\narchitecture = \"mobilenet-v2\"\nwidth = 0.25\nnorm = \"folded\"\n\
      [train]\nepochs = 2\nbatch_size = 8\nema = 0.9\ncheckpoint_steps = 1\n",
     "[model]\narchitecture = \"mobileone-s0\"\nwidth = 0.25\nbranches = 2\n\
      [train]\nepochs = 2\nbatch_size = 8\ncheckpoint_steps = 1\noptimizer = { method = \"radam\" }\n",
     "[model]\narchitecture = \"mobilenet-v2\"\nwidth = 0.25\nhead = { adapter = {}, regressor = { kind = \"expectation\" } }\n\
      [train]\nepochs = 1\nbatch_size = 8\nema = 0.9\nsampling = { kind = \"balanced\", power = 1.0 }\nweighting = \"sqrt-inverse\"\n",
+    "[text.tune]\nranks = true\ncontext = \"per-bin\"\n\
+     [model]\narchitecture = \"mobileone-s0\"\nwidth = 0.25\nbranches = 1\n\
+     [train]\nepochs = 2\nbatch_size = 4\naccumulate = 2\nema = 0.9\ncheckpoint_steps = 1\n\
+     freeze = [{ path = \"encoder\", until_epoch = 1 }]\n\
+     optimizer = { layer_decay = 0.8, groups = [{ path = \"text\", lr = 1e-2 }, { path = \"text\", lr = 1e-3, from_epoch = 2 }] }\n",
 ];
 
 /// Writes a task file into `folder` and reads it.
@@ -71,6 +76,19 @@ pub fn config(folder: &Path, text: &str) -> Config {
     let path: PathBuf = folder.join("task.toml");
     std::fs::write(&path, text).unwrap();
     Config::read(&path).unwrap()
+}
+
+/// Copies a folder.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        match path.is_dir() {
+            true => copy(&path, &target),
+            false => drop(std::fs::copy(&path, &target).unwrap()),
+        }
+    }
 }
 
 /// Trains without interruption.

@@ -3,5 +3,7 @@
 
 mod common;
 mod bad_input;
+mod clip;
 mod export;
+mod failures;
 mod resume;

@@ -7,6 +7,9 @@ use numclip::preprocess::PlanError;
 use thiserror::Error;
 
 use super::Config;
+use crate::checkpoint::CheckpointError;
+use crate::clip::transformer::Precision;
+use crate::model::{Architecture, Norm, Padding};
 use crate::optim::OptimError;
 
 /// A task file that cannot be used.
@@ -32,6 +35,9 @@ pub enum ConfigErrorKind {
     /// The preprocessing cannot be carried out.
     #[error("{0}")]
     Plan(#[from] PlanError),
+    /// The CLIP checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The learning-rate schedule does not work.
     #[error("train.schedule: {0}")]
     Schedule(#[from] OptimError),
@@ -80,8 +86,57 @@ impl Config {
             "weights or embeddings",
             &"both",
         )?;
+        self.check_tuning()?;
         self.train.schedule.validate()?;
+        self.check_encoder()?;
         self.check_train()
+    }
+
+    fn check_encoder(&self) -> Result<(), ConfigErrorKind> {
+        let model = &self.model;
+        if model.architecture != Architecture::Clip {
+            return require(
+                self.train.precision == Precision::F32,
+                "train.precision",
+                "\"f32\" for a convolutional encoder",
+                &self.train.precision,
+            );
+        }
+        require(
+            model.init.is_some(),
+            "model.init",
+            "a CLIP checkpoint, from which architecture = \"clip\" takes its network",
+            &"none",
+        )?;
+        let shape = (model.width, model.padding, model.norm, model.branches);
+        require(
+            shape == (1.0, Padding::default(), Norm::default(), None),
+            "model",
+            "no width, padding, norm or branches beside architecture = \"clip\"",
+            &shape,
+        )
+    }
+
+    fn check_tuning(&self) -> Result<(), ConfigErrorKind> {
+        let (text, tune) = (&self.text, &self.text.tune);
+        require(
+            !(tune.embeddings && tune.tunes_prompt()),
+            "text.tune",
+            "embeddings, or ranks and context",
+            tune,
+        )?;
+        require(
+            text.embeddings.is_none() || !tune.tunes_prompt(),
+            "text.tune",
+            "embeddings = true where text.embeddings is given: there is no tower for a prompt",
+            tune,
+        )?;
+        require(
+            tune.ranks || tune.base_ranks.is_none(),
+            "text.tune.base_ranks",
+            "ranks = true beside it",
+            &tune.ranks,
+        )
     }
 
     fn check_train(&self) -> Result<(), ConfigErrorKind> {
@@ -98,6 +153,12 @@ impl Config {
             "train.batch_size",
             "1 to 4096",
             &train.batch_size,
+        )?;
+        require(
+            (1..=4096).contains(&train.accumulate),
+            "train.accumulate",
+            "1 to 4096",
+            &train.accumulate,
         )?;
         require(
             train.checkpoint_steps > 0,

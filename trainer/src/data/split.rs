@@ -11,6 +11,9 @@ use super::{
     error::{DataError, DataErrorKind as Kind},
 };
 
+/// Visits of each group at most, to decide whether it is held back.
+const ROUNDS: usize = 50;
+
 /// How a data set is divided.
 ///
 /// With a split column, its values are looked up in the lists. Without one,
@@ -144,8 +147,11 @@ fn assign(dataset: &Dataset, plan: &SplitPlan) -> Result<Splits, DataError> {
     Ok(splits)
 }
 
-/// Takes whole groups out of `from`: about `fraction` of the images, and of
-/// each stratum of labels.
+/// Takes whole groups out of `from`: about `fraction` of the images, spread
+/// over the labels.
+///
+/// Groups are visited in random order and held back or given back whenever
+/// that lowers the [`Shortfall`], until no single group does.
 fn hold_back(
     dataset: &Dataset,
     from: &mut Vec<usize>,
@@ -159,23 +165,23 @@ fn hold_back(
         return Err(dataset.error(None, Kind::TooFewGroups { split, groups }));
     }
     groups.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-    let strata = strata(&dataset.labels(from));
-    let stratum_of: HashMap<usize, usize> = from.iter().copied().zip(strata).collect();
-    let mut wanted = vec![0.0; stratum_of.values().max().map_or(0, |last| last + 1)];
-    for stratum in stratum_of.values() {
-        wanted[*stratum] += fraction;
-    }
-    let mut held: Vec<usize> = Vec::new();
-    for group in &groups {
-        let mut rest = wanted.clone();
-        group
-            .iter()
-            .for_each(|index| rest[stratum_of[index]] -= 1.0);
-        if square_sum(&rest) < square_sum(&wanted) {
-            wanted = rest;
-            held.extend(group);
+    let mut shortfall = Shortfall::new(from, &dataset.labels(from), fraction);
+    let mut chosen = vec![false; groups.len()];
+    for _ in 0..ROUNDS {
+        let mut changed = false;
+        for (group, chosen) in groups.iter().zip(&mut chosen) {
+            let direction = if *chosen { -1.0 } else { 1.0 };
+            if shortfall.falls_by(group, direction) {
+                *chosen = !*chosen;
+                changed = true;
+            }
+        }
+        if !changed {
+            break;
         }
     }
+    let taken = groups.iter().zip(&chosen).filter(|(_, chosen)| **chosen);
+    let mut held: Vec<usize> = taken.flat_map(|(group, _)| group.clone()).collect();
     if held.is_empty() {
         // All groups are larger than the share: the smallest comes closest.
         held.extend(
@@ -191,8 +197,68 @@ fn hold_back(
     Ok(held)
 }
 
-fn square_sum(values: &[f32]) -> f32 {
-    values.iter().map(|v| v * v).sum()
+/// How far the images held back are from the share wanted: of all images, of
+/// each half and each quarter of them by label, and of each stratum.
+///
+/// Scales with few strata weigh more, so that a share of less than one image
+/// in each of many strata still adds up to the share of the whole.
+struct Shortfall {
+    /// For each sample of the data set: its stratum at each scale.
+    strata: HashMap<usize, Vec<usize>>,
+    /// Images wanted less images held back, by scale and stratum.
+    missing: Vec<Vec<f64>>,
+}
+
+impl Shortfall {
+    fn new(indices: &[usize], labels: &[f32], fraction: f32) -> Self {
+        let scales = [
+            quantiles(labels, 1),
+            quantiles(labels, 2),
+            quantiles(labels, 4),
+            strata(labels),
+        ];
+        let of_sample = |position: usize| scales.iter().map(|scale| scale[position]).collect();
+        let positions = indices.iter().enumerate();
+        let missing = scales.iter().map(|scale| {
+            let mut missing = vec![0.0; scale.iter().max().map_or(0, |last| last + 1)];
+            scale
+                .iter()
+                .for_each(|&stratum| missing[stratum] += f64::from(fraction));
+            missing
+        });
+        Self {
+            missing: missing.collect(),
+            strata: positions
+                .map(|(position, &index)| (index, of_sample(position)))
+                .collect(),
+        }
+    }
+
+    /// Holds a group back (`direction` 1) or gives it back (−1) if that brings
+    /// the shares closer; says whether it did.
+    fn falls_by(&mut self, group: &[usize], direction: f64) -> bool {
+        let before = self.total();
+        self.count(group, direction);
+        let falls = self.total() < before - 1e-9;
+        if !falls {
+            self.count(group, -direction);
+        }
+        falls
+    }
+
+    fn count(&mut self, group: &[usize], direction: f64) {
+        for index in group {
+            for (missing, &stratum) in self.missing.iter_mut().zip(&self.strata[index]) {
+                missing[stratum] -= direction;
+            }
+        }
+    }
+
+    fn total(&self) -> f64 {
+        let squares =
+            |scale: &Vec<f64>| scale.iter().map(|m| m * m).sum::<f64>() / scale.len() as f64;
+        self.missing.iter().map(squares).sum()
+    }
 }
 
 /// Samples by group, in an order that does not depend on hashing.
@@ -211,18 +277,30 @@ fn groups(dataset: &Dataset, indices: &[usize]) -> Vec<Vec<usize>> {
 /// Stratum of each label: the label itself if there are at most twenty
 /// different ones, otherwise its tenth in ascending order.
 fn strata(labels: &[f32]) -> Vec<usize> {
+    let mut distinct = labels.to_vec();
+    distinct.sort_by(f32::total_cmp);
+    distinct.dedup();
+    match distinct.len() {
+        ..=20 => labels
+            .iter()
+            .map(|label| below(&distinct, *label))
+            .collect(),
+        _ => quantiles(labels, 10),
+    }
+}
+
+/// Which of `count` equal parts each label falls into, in ascending order;
+/// equal labels fall into the same.
+fn quantiles(labels: &[f32], count: usize) -> Vec<usize> {
     let mut ascending = labels.to_vec();
     ascending.sort_by(f32::total_cmp);
-    let mut distinct = ascending.clone();
-    distinct.dedup();
-    let rank = |values: &[f32], label: f32| values.partition_point(|v| *v < label);
-    labels
-        .iter()
-        .map(|&label| match distinct.len() {
-            ..=20 => rank(&distinct, label),
-            _ => rank(&ascending, label) * 10 / ascending.len(),
-        })
-        .collect()
+    let place = |label: &f32| below(&ascending, *label) * count / ascending.len();
+    labels.iter().map(place).collect()
+}
+
+/// How many of the ascending values are below `label`.
+fn below(ascending: &[f32], label: f32) -> usize {
+    ascending.partition_point(|value| *value < label)
 }
 
 #[cfg(test)]
@@ -334,6 +412,68 @@ mod tests {
                 .filter(|l| **l == label as f32)
                 .count();
             assert!((12..=13).contains(&held), "{held} of label {label}");
+        }
+    }
+
+    #[test]
+    fn few_images_with_many_labels_give_their_share_from_everywhere() {
+        let rows: String = (0..24).map(|i| format!("{i}.png,{},,\n", i * 4)).collect();
+        for seed in 0..20 {
+            let plan = SplitPlan {
+                seed,
+                ..SplitPlan::default()
+            };
+            let (_, splits) = split(&rows, &plan).unwrap();
+            assert!((3..=4).contains(&splits.val.len()), "{:?}", splits.val);
+            for half in [0..12, 12..24] {
+                let held = splits
+                    .val
+                    .iter()
+                    .filter(|index| half.contains(*index))
+                    .count();
+                assert!((1..=3).contains(&held), "seed {seed}: {:?}", splits.val);
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+        #[test]
+        fn shares_are_right_for_any_set(
+            labels in proptest::collection::vec(0_u8..60, 8..160),
+            size in 1_usize..5,
+            fraction in 0.05_f32..0.5,
+            seed: u64,
+        ) {
+            let count = labels.len();
+            let rows = |label: &dyn Fn(usize) -> String| -> String {
+                (0..count).map(|i| format!("{i}.png,{},{},\n", labels[i], label(i))).collect()
+            };
+            let plan = SplitPlan { val_fraction: fraction, seed, ..SplitPlan::default() };
+            let wanted = count as f32 * fraction;
+
+            // Images of their own: the share within rounding, each half too.
+            let (dataset, splits) = split(&rows(&|_| String::new()), &plan).unwrap();
+            let held = splits.val.len() as f32;
+            proptest::prop_assert!((held - wanted).abs() < 1.0 || wanted < 1.0 && held == 1.0, "{held} for {wanted}");
+            proptest::prop_assert_eq!(splits.train.len() + splits.val.len(), count);
+            let parts = quantiles(&dataset.labels(&(0..count).collect::<Vec<_>>()), 2);
+            for part in 0..2 {
+                let all = parts.iter().filter(|p| **p == part).count() as f32;
+                let held = splits.val.iter().filter(|i| parts[**i] == part).count() as f32;
+                proptest::prop_assert!((held - all * fraction).abs() < 2.0, "{held} of {all}");
+            }
+            proptest::prop_assert_eq!(&split(&rows(&|_| String::new()), &plan).unwrap().1, &splits);
+
+            // Groups: whole, and the share within one of them.
+            let grouped = split(&rows(&|i| format!("g{}", i / size)), &plan);
+            if count.div_ceil(size) > 1 {
+                let splits = grouped.unwrap().1;
+                let groups: HashSet<usize> = splits.val.iter().map(|i| i / size).collect();
+                proptest::prop_assert!(splits.train.iter().all(|i| !groups.contains(&(i / size))));
+                let held = splits.val.len() as f32;
+                proptest::prop_assert!((held - wanted).abs() <= size as f32, "{held} for {wanted}");
+            }
         }
     }
 

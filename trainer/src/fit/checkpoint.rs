@@ -8,6 +8,7 @@ use std::path::Path;
 use burn::module::Module;
 use burn::store::ModuleRecord;
 use burn::tensor::Bytes;
+use burn_pack::{Reader, Tensor, Writer};
 use numclip::metrics::Metrics;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
@@ -218,9 +219,62 @@ fn model_bytes(model: &NumClip) -> Result<Vec<u8>, String> {
 }
 
 fn load_model(model: NumClip, bytes: Vec<u8>) -> Result<NumClip, String> {
-    let record = ModuleRecord::from_bytes(Bytes::from_bytes_vec(bytes))
-        .map_err(|error| error.to_string())?;
+    let bytes = renamed(bytes).map_err(|error| error.to_string())?;
+    let record = ModuleRecord::from_bytes(bytes).map_err(|error| error.to_string())?;
     model
         .try_load_record(record)
         .map_err(|error| error.to_string())
+}
+
+/// Where parameters stood before there were encoders of several kinds, and where they stand now.
+const RENAMED: [(&str, &str); 2] = [
+    ("encoder.features.", "encoder.Conv.features."),
+    ("encoder.head.", "encoder.Conv.head."),
+];
+
+/// A record with today's names.
+fn renamed(record: Vec<u8>) -> Result<Bytes, burn_pack::Error> {
+    let record = Reader::from_bytes(Bytes::from_bytes_vec(record))?;
+    let tensors = record.into_tensors()?.into_iter().map(|tensor| {
+        let (name, dtype, shape, id, bytes) = tensor.into_parts()?;
+        let old = RENAMED.iter().find_map(|(old, new)| {
+            let rest = name.strip_prefix(old)?;
+            Some(format!("{new}{rest}"))
+        });
+        Ok(Tensor::new(old.unwrap_or(name), dtype, shape, id, bytes))
+    });
+    Writer::new(tensors.collect::<Result<_, burn_pack::Error>>()?).into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::DType;
+
+    #[test]
+    fn parameters_of_older_runs_are_found() {
+        let tensor = |name: &str| {
+            let bytes = Bytes::from_bytes_vec(1f32.to_le_bytes().to_vec());
+            Tensor::new(name.into(), DType::F32, [1], Some(7), bytes)
+        };
+        let names = [
+            "encoder.features.MobileNetV2.stem.bias",
+            "encoder.head.weight",
+            "encoder.Vit.class",
+            "regressor.Ssr.offset.bias",
+        ];
+        let record = Writer::new(names.map(tensor).to_vec()).into_bytes();
+        let record = renamed(record.unwrap().to_vec()).unwrap();
+        let record = Reader::from_bytes(record).unwrap();
+        let expected = [
+            "encoder.Conv.features.MobileNetV2.stem.bias",
+            "encoder.Conv.head.weight",
+            "encoder.Vit.class",
+            "regressor.Ssr.offset.bias",
+        ];
+        let mut found = record.tensor_names();
+        found.sort_unstable();
+        assert_eq!(found, expected);
+        assert!(renamed(vec![1, 2, 3]).is_err());
+    }
 }

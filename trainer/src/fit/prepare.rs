@@ -1,16 +1,16 @@
 //! What a run needs before its first step.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use numclip::bins::Bins;
 use numclip::estimate::{Calibration, Estimator};
 
 use super::FitError;
+use super::start::{self, WeightsSource};
 use crate::config::Config;
 use crate::data::{Dataset, Splits};
 use crate::model::numclip::NumClip;
-use crate::model::weights;
 use crate::text::{
-    BinEmbeddings, Prompt, TextTower, bin_embeddings, load_bin_embeddings, ordinality,
+    BinEmbeddings, Prompt, TextSide, TextTower, bin_embeddings, load_bin_embeddings, ordinality,
 };
 
 /// Data, splits and bin embeddings of a task.
@@ -21,10 +21,14 @@ pub struct Prepared {
     pub splits: Splits,
     /// SHA-256 over paths, labels and images.
     pub digest: String,
-    /// The bins as the text side sees them.
+    /// The bins as the text side sees them before training.
     pub embeddings: BinEmbeddings,
-    /// How well the embeddings follow the order of the bins, 0 to 1.
+    /// How well these embeddings follow the order of the bins, 0 to 1.
     pub ordinality: f64,
+    /// The weights that the encoder starts from; none if it starts from random ones.
+    pub init: Option<WeightsSource>,
+    /// The tower, where the task tunes its prompts.
+    tower: Option<TextTower>,
 }
 
 /// Opens the data set, divides it and embeds the bins.
@@ -34,14 +38,16 @@ pub struct Prepared {
 pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
     let dataset = Dataset::open(&config.data.table, &config.data.columns, config.task.range)?;
     let splits = Splits::new(&dataset, &config.data.split)?;
-    let embeddings = embeddings(config, device)?;
+    let (embeddings, tower) = embeddings(config, device)?;
     let digest = dataset.digest()?;
     Ok(Prepared {
         ordinality: ordinality(&embeddings),
+        init: start::source(config)?,
         dataset,
         splits,
         digest,
         embeddings,
+        tower: tower.filter(|_| config.text.tune.tunes_prompt()),
     })
 }
 
@@ -56,47 +62,66 @@ pub fn untrained(
     device: &Device,
 ) -> Result<NumClip, FitError> {
     device.seed(config.train.seed);
-    let mut encoder = config
-        .encoder(prepared.embeddings.dim)
-        .init(config.train.seed, device)?;
-    if let Some(path) = &config.model.init {
-        (encoder, _) = weights::load(encoder, path)?;
-    }
-    Ok(config.model.head.build(encoder, &config.bin, device))
+    let encoder = start::encoder(config, prepared.embeddings.dim, device)?;
+    let text = text_side(config, prepared, device)?;
+    Ok(config.model.head.build(encoder, text, &config.bin, device))
 }
 
-fn embeddings(config: &Config, device: &Device) -> Result<BinEmbeddings, FitError> {
+fn text_side(config: &Config, prepared: &Prepared, device: &Device) -> Result<TextSide, FitError> {
+    let tune = &config.text.tune;
+    let embeddings = &prepared.embeddings;
+    match &prepared.tower {
+        Some(tower) => Ok(TextSide::tuned_prompt(
+            tower,
+            &prompt(config),
+            tune,
+            device,
+        )?),
+        None if tune.embeddings => Ok(TextSide::tuned_embeddings(embeddings, device)),
+        None => Ok(TextSide::frozen(embeddings, device)),
+    }
+}
+
+fn prompt(config: &Config) -> Prompt {
+    Prompt {
+        context: config.text.context.clone(),
+        bins: config.bin.iter().map(|bin| bin.label.clone()).collect(),
+        placement: config.text.placement,
+    }
+}
+
+fn embeddings(
+    config: &Config,
+    device: &Device,
+) -> Result<(BinEmbeddings, Option<TextTower>), FitError> {
     let text = &config.text;
-    let labels: Vec<String> = config.bin.iter().map(|bin| bin.label.clone()).collect();
+    let prompt = prompt(config);
     if let Some(path) = &text.embeddings {
-        return Ok(load_bin_embeddings(path, &labels)?);
+        return Ok((load_bin_embeddings(path, &prompt.bins)?, None));
     }
     let tower = match &text.weights {
-        Some(path) => TextTower::load(path, None, text.tower.activation, device)?,
+        Some(path) => TextTower::load(path, &config.clip, device)?,
         None => TextTower::random(&text.tower, device)?,
     };
-    let prompt = Prompt {
-        context: text.context.clone(),
-        bins: labels,
-        placement: text.placement,
-    };
-    Ok(bin_embeddings(&tower, &prompt)?)
+    Ok((bin_embeddings(&tower, &prompt)?, Some(tower)))
 }
 
 impl Prepared {
-    /// The bin embeddings as a tensor: `[M, D]`.
-    pub fn bin_tensor(&self, device: &Device) -> Tensor<2> {
-        let shape = [self.embeddings.labels.len(), self.embeddings.dim];
-        Tensor::from_data(
-            TensorData::new(self.embeddings.values.clone(), shape),
-            device,
-        )
+    /// The bin embeddings that `model` matches images against.
+    ///
+    /// # Errors
+    /// [`FitError::Text`] when a tuned embedding is zero or not finite.
+    pub fn bin_embeddings(&self, model: &NumClip) -> Result<BinEmbeddings, FitError> {
+        match model.text().is_tuned() {
+            true => Ok(self.embeddings.tuned(model.text().bins())?),
+            false => Ok(self.embeddings.clone()),
+        }
     }
 
     /// The runtime's estimator for `model`, by which it is measured too.
     ///
     /// # Errors
-    /// [`FitError::Estimator`] when a trained value is not finite.
+    /// [`FitError`] when a trained value is not finite.
     pub fn estimator(
         &self,
         config: &Config,
@@ -104,8 +129,8 @@ impl Prepared {
         calibration: Option<Calibration>,
     ) -> Result<Estimator, FitError> {
         let fail = |error: &dyn std::fmt::Display| FitError::Estimator(error.to_string());
-        let bins =
-            Bins::new(config.bin.clone(), self.embeddings.values.clone()).map_err(|e| fail(&e))?;
+        let embeddings = self.bin_embeddings(model)?.values;
+        let bins = Bins::new(config.bin.clone(), embeddings).map_err(|e| fail(&e))?;
         let scale = config.model.head.logit_scale as f32;
         Estimator::new(
             bins,

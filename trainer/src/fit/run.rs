@@ -9,7 +9,7 @@ use numclip::metrics::Metrics;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Counters, file_error, write_whole};
-use super::{FitError, Prepared};
+use super::{FitError, Prepared, WeightsSource};
 use crate::config::Config;
 use crate::text::TextSource;
 
@@ -39,6 +39,9 @@ pub struct Provenance {
     pub text: TextSource,
     /// How well the bin embeddings follow the order of the bins, 0 to 1.
     pub ordinality: f64,
+    /// The weights that the encoder started from; none if it started from random ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<WeightsSource>,
 }
 
 /// One step, as `metrics.jsonl` holds it.
@@ -203,7 +206,7 @@ fn compare(folder: &Path, config: &Config, prepared: &Prepared) -> Result<(), Fi
     match read_provenance(folder)? == provenance(prepared) {
         true => Ok(()),
         false => Err(FitError::Changed {
-            what: "the data set, the bin embeddings or the trainer".into(),
+            what: "the data set, a weight file or the trainer".into(),
         }),
     }
 }
@@ -216,6 +219,7 @@ fn provenance(prepared: &Prepared) -> Provenance {
         images: [splits.train.len(), splits.val.len(), splits.test.len()],
         text: prepared.embeddings.source.clone(),
         ordinality: prepared.ordinality,
+        init: prepared.init.clone(),
     }
 }
 

@@ -177,6 +177,22 @@ impl ConvUnit {
         }
     }
 
+    /// A unit of a given kernel and batch normalisation.
+    pub fn normalised(
+        weight: Param<Tensor<4>>,
+        norm: BatchNorm,
+        geometry: Geometry,
+        activation: Activation,
+    ) -> Self {
+        Self {
+            weight,
+            bias: None,
+            norm: Some(norm),
+            geometry,
+            activation,
+        }
+    }
+
     /// What the unit computes, apart from its values.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry

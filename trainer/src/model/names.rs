@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::layers::Padding;
 use super::mobilenet;
+use crate::checkpoint::Checkpoint;
 
 /// How a file names its tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub enum Format {
 
 impl Format {
     /// Every format and a tensor that only its files have.
-    pub(super) const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 5] = [
         (Self::TimmMobileOne, "stem.conv_kxk.0.conv.weight"),
         (Self::TimmMobileOneFolded, "stem.reparam_conv.weight"),
         (Self::TimmMobileNetV2, "conv_stem.weight"),
@@ -32,18 +33,25 @@ impl Format {
         (Self::FoldedMobileNetV2, "conv00.conv.weight"),
     ];
 
+    /// The format of a file, if it is a known one.
+    pub fn of(checkpoint: &Checkpoint) -> Option<Self> {
+        let mut formats = Self::ALL.into_iter();
+        let known = formats.find(|(_, name)| checkpoint.tensors().contains_key(*name));
+        known.map(|(format, _)| format)
+    }
+
     /// Whether batch normalisation is folded in already.
-    pub(super) fn is_folded(self) -> bool {
+    pub fn is_folded(self) -> bool {
         matches!(self, Self::TimmMobileOneFolded | Self::FoldedMobileNetV2)
     }
 
     /// Whether the file holds a MobileOne.
-    pub(super) fn is_mobileone(self) -> bool {
+    pub fn is_mobileone(self) -> bool {
         matches!(self, Self::TimmMobileOne | Self::TimmMobileOneFolded)
     }
 
     /// Where the network was trained to put its zeros.
-    pub(super) fn padding(self) -> Padding {
+    pub fn padding(self) -> Padding {
         if self == Self::FoldedMobileNetV2 {
             Padding::Same
         } else {

@@ -5,16 +5,18 @@ use burn::tensor::{Device, Tensor};
 use numclip::bins::Bin;
 use serde::{Deserialize, Serialize};
 
-use super::ImageEncoder;
 use super::head::{Adapter, AdapterWeights, Expectation, Regressor, Ssr, cosine_logits};
+use super::{ImageEncoder, NotConvolutional};
 use crate::graph::{Activation, Conv, ConvNet, Op, Value};
+use crate::text::TextSide;
 
-/// The trainable parts of NumCLIP; the bin embeddings stay outside, frozen.
+/// NumCLIP: images on one side, the bins' words on the other, a number from their match.
 #[derive(Module, Debug)]
 pub struct NumClip {
     encoder: ImageEncoder,
     adapter: Option<Adapter>,
     regressor: Regressor,
+    text: TextSide,
     #[module(skip)]
     logit_scale: f64,
 }
@@ -88,9 +90,15 @@ fn one() -> f64 {
 }
 
 impl HeadConfig {
-    /// The model around `encoder` for a task with these bins.
-    pub fn build(&self, encoder: ImageEncoder, bins: &[Bin], device: &Device) -> NumClip {
-        let dim = encoder.config().embedding;
+    /// The model around `encoder` and `text` for a task with these bins.
+    pub fn build(
+        &self,
+        encoder: ImageEncoder,
+        text: TextSide,
+        bins: &[Bin],
+        device: &Device,
+    ) -> NumClip {
+        let dim = encoder.dim();
         let adapter = self
             .adapter
             .map(|adapter| Adapter::new(dim, adapter.reduction, adapter.ratio, device));
@@ -108,6 +116,7 @@ impl HeadConfig {
             encoder,
             adapter,
             regressor,
+            text,
             logit_scale: self.logit_scale,
         }
     }
@@ -123,9 +132,14 @@ impl NumClip {
         }
     }
 
-    /// Logits and values of a batch `[N, 3, H, W]` against `bins` (`[M, D]`, rows of unit norm).
-    pub fn forward(&self, images: Tensor<4>, bins: Tensor<2>) -> Output {
-        let logits = cosine_logits(self.embed(images), bins, self.logit_scale);
+    /// The side of the bins.
+    pub fn text(&self) -> &TextSide {
+        &self.text
+    }
+
+    /// Logits and values of a batch `[N, 3, H, W]` against the bins.
+    pub fn forward(&self, images: Tensor<4>) -> Output {
+        let logits = cosine_logits(self.embed(images), self.text.bins(), self.logit_scale);
         Output {
             values: self.regressor.forward(logits.clone()),
             logits,
@@ -136,16 +150,32 @@ impl NumClip {
     ///
     /// The adapter's mix is scaled so that the original feature keeps its
     /// weight: a factor on the whole embedding does not change a cosine.
-    pub fn fold(&self, size: usize) -> ConvNet {
-        let mut net = self.encoder.fold([size, size]);
+    ///
+    /// # Errors
+    /// The encoder is a tower of CLIP.
+    pub fn fold(&self, size: usize) -> Result<ConvNet, NotConvolutional> {
+        let mut net = self.encoder.fold([size, size])?;
         if let Some(adapter) = &self.adapter {
-            fold_adapter(
-                &mut net,
-                &adapter.to_plain(),
-                self.encoder.config().embedding,
-            );
+            let embedding = Value::Node(net.nodes.len().saturating_sub(1));
+            fold_adapter(&mut net, embedding, &adapter.to_plain());
         }
-        net
+        Ok(net)
+    }
+
+    /// The image encoder.
+    pub fn encoder(&self) -> &ImageEncoder {
+        &self.encoder
+    }
+
+    /// The adapter alone, over embeddings `[D, 1, 1]`, scaled as in [`fold`](Self::fold).
+    pub fn folded_adapter(&self) -> Option<ConvNet> {
+        let adapter = self.adapter.as_ref()?;
+        let mut net = ConvNet {
+            input: [self.encoder.dim(), 1, 1],
+            nodes: Vec::new(),
+        };
+        fold_adapter(&mut net, Value::Image, &adapter.to_plain());
+        Some(net)
     }
 
     /// The regressor as the runtime holds it.
@@ -169,11 +199,8 @@ impl NumClip {
     }
 }
 
-fn fold_adapter(net: &mut ConvNet, adapter: &AdapterWeights, dim: usize) {
-    let Some(last) = net.nodes.len().checked_sub(1) else {
-        return;
-    };
-    let embedding = Value::Node(last);
+fn fold_adapter(net: &mut ConvNet, embedding: Value, adapter: &AdapterWeights) {
+    let [dim, ..] = net.shape(embedding);
     let bottleneck = adapter.down.len() / dim;
     let share = if adapter.ratio < 1.0 {
         adapter.ratio / (1.0 - adapter.ratio)
@@ -209,6 +236,7 @@ fn linear(weight: Vec<f32>, [outputs, inputs]: [usize; 2]) -> Conv {
 mod tests {
     use super::*;
     use crate::model::{Architecture, EncoderConfig, Norm, Padding};
+    use crate::text::{BinEmbeddings, TextSource};
     use burn::tensor::TensorData;
 
     fn encoder(device: &Device) -> ImageEncoder {
@@ -220,7 +248,21 @@ mod tests {
             norm: Norm::Folded,
             branches: None,
         };
-        config.init(3, device).unwrap()
+        config.init(3, device).unwrap().into()
+    }
+
+    fn text(device: &Device) -> TextSide {
+        let embeddings = BinEmbeddings {
+            labels: ["0", "1", "2"].map(String::from).to_vec(),
+            dim: 16,
+            values: vec![0.25; 48],
+            source: TextSource::Embeddings {
+                file: String::new(),
+                sha256: String::new(),
+                model: None,
+            },
+        };
+        TextSide::frozen(&embeddings, device)
     }
 
     #[test]
@@ -243,10 +285,10 @@ mod tests {
                 adapter,
                 ..HeadConfig::default()
             }
-            .build(encoder(&device), &bins, &device);
+            .build(encoder(&device), text(&device), &bins, &device);
             let tensor = Tensor::from_data(TensorData::new(image.clone(), [1, 3, 32, 32]), &device);
             let expected: Vec<f32> = model.embed(tensor).into_data_as::<f32>().iter().collect();
-            let folded = model.fold(32).forward(&image);
+            let folded = model.fold(32).unwrap().forward(&image);
             assert!(
                 ::numclip::verify::cosine(&expected, &folded) > 0.99999,
                 "ratio {ratio}"

@@ -1,24 +1,24 @@
-//! Pretrained weights from safetensors files.
+//! Pretrained weights from files.
 //!
 //! The format is told from the tensor names. Everything but the classifier is loaded; the head
 //! into the embedding stays as initialised. A file with batch normalisation also fits an encoder
 //! with `norm = "folded"`: it is folded on the way in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Param, RunningState};
 use burn::nn::BatchNorm;
-use burn::tensor::{DType, Tensor, TensorData};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use burn::tensor::Tensor;
 use thiserror::Error;
 
+use super::conv::{Architecture, ConvEncoder, EncoderConfig, Features};
 use super::layers::{self, ConvUnit, Norm, Padding};
 use super::mobileone::Block;
 pub use super::names::Format;
 use super::names::mobilenet_names;
-use super::{Architecture, EncoderConfig, Features, ImageEncoder};
+use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointErrorKind};
 use crate::graph::{Conv, Op};
 
 /// What was loaded.
@@ -37,22 +37,12 @@ pub struct Loaded {
 /// A weight file that does not fit.
 #[derive(Debug, Error)]
 pub enum WeightsError {
-    /// The file could not be read.
-    #[error("{path}: cannot read: {source}")]
-    Read {
-        /// The weight file.
-        path: PathBuf,
-        /// What went wrong.
-        source: std::io::Error,
-    },
-    /// The file is not a safetensors file.
-    #[error("{path}: not a valid safetensors file: {source}")]
-    Parse {
-        /// The weight file.
-        path: PathBuf,
-        /// What went wrong.
-        source: safetensors::SafeTensorError,
-    },
+    /// The file cannot be read, or a tensor is missing, mis-shaped or damaged.
+    #[error(
+        "{0}; check architecture, width and branches in [model]: pretrained weights need the \
+         network they were trained in"
+    )]
+    Checkpoint(#[from] CheckpointError),
     /// The tensor names belong to no known network.
     #[error(
         "{path}: unknown tensor names ({names}); expected MobileOne or MobileNetV2 by timm's or \
@@ -65,7 +55,7 @@ pub enum WeightsError {
         names: String,
     },
     /// The file holds something else than the encoder's configuration asks for.
-    #[error("{path}: holds {format}, which needs {field} = {expected} in [encoder], not {got}")]
+    #[error("{path}: holds {format}, which needs {field} = {expected} in [model], not {got}")]
     Config {
         /// The weight file.
         path: PathBuf,
@@ -78,51 +68,10 @@ pub enum WeightsError {
         /// The configured value.
         got: String,
     },
-    /// A tensor is not there.
-    #[error("{path}: tensor {name} is missing; check architecture and branches in [encoder]")]
-    Missing {
-        /// The weight file.
-        path: PathBuf,
-        /// The missing tensor.
-        name: String,
-    },
-    /// A tensor has another shape than the encoder's.
-    #[error(
-        "{path}: tensor {name} has shape {got:?}, expected {expected:?}; pretrained weights need \
-         the same architecture and width = 1"
-    )]
-    Shape {
-        /// The weight file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Shape of the encoder's tensor.
-        expected: Vec<usize>,
-        /// Shape in the file.
-        got: Vec<usize>,
-    },
-    /// A tensor is not of a floating-point type.
-    #[error("{path}: tensor {name} is {got}, expected F32, F16, BF16 or F64")]
-    Type {
-        /// The weight file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Its type.
-        got: Dtype,
-    },
-    /// A tensor holds NaN or infinity.
-    #[error("{path}: tensor {name} holds values that are not finite; the file is damaged")]
-    NotFinite {
-        /// The weight file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-    },
     /// Tensors are left over that the encoder has no place for.
     #[error(
         "{path}: {count} tensors have no place in the encoder (first: {name}); check architecture \
-         and branches in [encoder]"
+         and branches in [model]"
     )]
     Extra {
         /// The weight file.
@@ -139,23 +88,11 @@ pub enum WeightsError {
 /// # Errors
 /// The file cannot be read, is of no known format, belongs to another configuration, or a tensor
 /// is missing, left over, mis-shaped or damaged. The message names file and tensor.
-pub fn load(
-    mut encoder: ImageEncoder,
-    path: &Path,
-) -> Result<(ImageEncoder, Loaded), WeightsError> {
-    let bytes = std::fs::read(path).map_err(|source| WeightsError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    let parse = |source| WeightsError::Parse {
-        path: path.to_owned(),
-        source,
-    };
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(parse)?;
-    let file = SafeTensors::deserialize(&bytes).map_err(parse)?;
+pub fn load(mut encoder: ConvEncoder, path: &Path) -> Result<(ConvEncoder, Loaded), WeightsError> {
+    let checkpoint = Checkpoint::open(path)?;
     let mut source = Source {
-        path,
-        tensors: file.iter().collect(),
+        left: checkpoint.tensors().keys().cloned().collect(),
+        checkpoint,
         loaded: 0,
     };
     let format = source.format()?;
@@ -169,20 +106,16 @@ pub fn load(
         format,
         tensors: source.loaded,
         skipped: source.leftovers(format)?,
-        metadata: header
-            .metadata()
-            .iter()
-            .flatten()
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect(),
+        metadata: source.checkpoint.metadata().clone(),
     };
     Ok((encoder, loaded))
 }
 
 /// The tensors of a file, taken out one by one.
-struct Source<'a> {
-    path: &'a Path,
-    tensors: BTreeMap<&'a str, TensorView<'a>>,
+struct Source {
+    checkpoint: Checkpoint,
+    /// Names of those not taken yet.
+    left: BTreeSet<String>,
     loaded: usize,
 }
 
@@ -240,9 +173,9 @@ fn check_config(path: &Path, format: Format, config: &EncoderConfig) -> Result<(
 
 /// Loads a file with batch normalisation into a twin that has it, then copies the folded kernels.
 fn fill_folded(
-    source: &mut Source<'_>,
+    source: &mut Source,
     format: Format,
-    encoder: &mut ImageEncoder,
+    encoder: &mut ConvEncoder,
 ) -> Result<(), WeightsError> {
     let config = EncoderConfig {
         norm: Norm::Batch,
@@ -275,27 +208,22 @@ fn set_conv(unit: &mut ConvUnit, conv: Conv) {
         .map(|bias| replaced(bias, conv.bias, [conv.shape[0]]));
 }
 
-impl Source<'_> {
+impl Source {
     fn format(&self) -> Result<Format, WeightsError> {
-        let known = Format::ALL
-            .iter()
-            .find(|(_, name)| self.tensors.contains_key(name));
-        known
-            .map(|&(format, _)| format)
-            .ok_or_else(|| WeightsError::Format {
-                path: self.path.to_owned(),
-                names: self
-                    .tensors
-                    .keys()
-                    .take(3)
-                    .copied()
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            })
+        Format::of(&self.checkpoint).ok_or_else(|| WeightsError::Format {
+            path: self.checkpoint.path().into(),
+            names: self
+                .left
+                .iter()
+                .take(3)
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
     }
 
     /// Moves all tensors of the feature extractor into an encoder of the format's own shape.
-    fn fill(&mut self, format: Format, encoder: &mut ImageEncoder) -> Result<(), WeightsError> {
+    fn fill(&mut self, format: Format, encoder: &mut ConvEncoder) -> Result<(), WeightsError> {
         match &mut encoder.features {
             Features::MobileOne(net) => net
                 .blocks_mut()
@@ -365,31 +293,20 @@ impl Source<'_> {
 
     /// Takes the values of a tensor of the given shape, in single precision.
     fn take(&mut self, name: &str, expected: &[usize]) -> Result<Vec<f32>, WeightsError> {
-        let (path, name) = (self.path.to_owned(), name.to_owned());
-        let Some(view) = self.tensors.remove(name.as_str()) else {
-            return Err(WeightsError::Missing { path, name });
+        let take = || {
+            let values = self.checkpoint.values(name)?;
+            let got = &self.checkpoint.tensors()[name].shape;
+            match got == expected {
+                true => Ok(values),
+                false => Err(CheckpointErrorKind::Shape {
+                    name: name.into(),
+                    got: got.clone(),
+                    expected: expected.into(),
+                }),
+            }
         };
-        if view.shape() != expected {
-            let (expected, got) = (expected.to_vec(), view.shape().to_vec());
-            return Err(WeightsError::Shape {
-                path,
-                name,
-                expected,
-                got,
-            });
-        }
-        let dtype = match view.dtype() {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            Dtype::F64 => DType::F64,
-            got => return Err(WeightsError::Type { path, name, got }),
-        };
-        let data = TensorData::from_bytes_vec(view.data().to_vec(), expected, dtype);
-        let values: Vec<f32> = data.iter::<f32>().collect();
-        if !values.iter().all(|value| value.is_finite()) {
-            return Err(WeightsError::NotFinite { path, name });
-        }
+        let values = take().map_err(|kind| self.checkpoint.error(kind))?;
+        self.left.remove(name);
         self.loaded += 1;
         Ok(values)
     }
@@ -399,18 +316,13 @@ impl Source<'_> {
         let skipped = |name: &str| {
             name.starts_with(format.classifier()) || name.ends_with(".num_batches_tracked")
         };
-        let extra: Vec<&str> = self
-            .tensors
-            .keys()
-            .copied()
-            .filter(|name| !skipped(name))
-            .collect();
+        let extra: Vec<&String> = self.left.iter().filter(|name| !skipped(name)).collect();
         match extra.first() {
-            None => Ok(self.tensors.keys().map(|&name| name.to_owned()).collect()),
-            Some(&name) => Err(WeightsError::Extra {
-                path: self.path.to_owned(),
+            None => Ok(self.left.iter().cloned().collect()),
+            Some(name) => Err(WeightsError::Extra {
+                path: self.checkpoint.path().into(),
                 count: extra.len(),
-                name: name.to_owned(),
+                name: (*name).clone(),
             }),
         }
     }

@@ -25,9 +25,14 @@ pub fn clip_gradients<M: Module>(
     let norm = squares.sum.sqrt();
     let factor = max_norm.map_or(1.0, |max| max / (norm + NORM_EPSILON));
     if norm.is_finite() && factor < 1.0 {
-        module.visit(&mut Scale { gradients, factor });
+        scale_gradients(module, gradients, factor);
     }
     norm
+}
+
+/// Multiplies all gradients of `module` by `factor`.
+pub fn scale_gradients<M: Module>(module: &M, gradients: &mut GradientsParams, factor: f64) {
+    module.visit(&mut Scale { gradients, factor });
 }
 
 struct Squares<'a> {

@@ -1,23 +1,26 @@
 //! Optimisers, schedules, gradient clipping, weight averaging.
 //!
 //! One [`GroupedOptimizer`] steps the whole model; parameters under a given path have their own
-//! learning rate. The [`Schedule`] is a pure function of the step, so it has no state to save.
+//! learning rate, from a given epoch on, or are frozen up to one ([`Freeze`]). The [`Schedule`] is a pure function of the step, so it has no state to save.
 
 pub mod clip;
 pub mod ema;
+pub mod freeze;
+mod rates;
 pub mod rule;
 pub mod schedule;
 
-pub use clip::clip_gradients;
+pub use clip::{clip_gradients, scale_gradients};
 pub use ema::Ema;
+pub use freeze::Freeze;
 pub use rule::Method;
 pub use schedule::{Decay, Schedule};
 
-use burn::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
-use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsParams, ModuleOptimizer, OptimizerRecord};
 use burn::store::RecordError;
 use burn::tensor::{Bytes, Tensor};
+use rates::Rates;
 use rule::Rule;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -37,8 +40,14 @@ pub struct OptimConfig {
     pub betas: [f64; 2],
     /// Added to the denominator, above 0.
     pub epsilon: f64,
-    /// Parts of the model with a learning rate of their own; the last that fits wins.
+    /// Parts of the model with a learning rate of their own; the last that fits and has begun wins.
     pub groups: Vec<LrGroup>,
+    /// Learning rate of each layer of the image encoder as a share of the next layer's, above 0
+    /// and up to 1: below 1 the early layers, which know the most general things, learn slowest.
+    ///
+    /// A layer is a numbered block, or what stands between two of them, in the order of the
+    /// network; the last one (the head) has the full rate.
+    pub layer_decay: f64,
 }
 
 /// A part of the model and its learning rate.
@@ -47,8 +56,13 @@ pub struct OptimConfig {
 pub struct LrGroup {
     /// Module path, such as `encoder` or `encoder.stages.0`: the parameters at and below it.
     pub path: String,
-    /// Learning rate, before the schedule's factor; 0 freezes the group.
+    /// Learning rate, before the schedule's factor. With 0 the weights stay, but gradients are
+    /// computed all the same: [`Freeze`] saves that work.
     pub lr: f64,
+    /// The first epoch, counted from 1, in which it holds; several groups of the same path make
+    /// stages.
+    #[serde(default = "first_epoch")]
+    pub from_epoch: usize,
 }
 
 /// What went wrong with an optimiser, a schedule or the averaged weights.
@@ -72,6 +86,9 @@ pub enum OptimError {
         /// The first components of all parameter paths.
         parts: String,
     },
+    /// All parameters are frozen.
+    #[error("train.freeze leaves nothing to train in epoch 1")]
+    NothingToTrain,
     /// The saved state cannot be read or written.
     #[error("training state: {0}")]
     Record(#[from] RecordError),
@@ -89,16 +106,20 @@ impl Default for OptimConfig {
             betas: [0.9, 0.999],
             epsilon: 1e-8,
             groups: Vec::new(),
+            layer_decay: 1.0,
         }
     }
+}
+
+fn first_epoch() -> usize {
+    1
 }
 
 /// Steps a whole model with one update rule and a learning rate per group.
 #[derive(Clone)]
 pub struct GroupedOptimizer {
     inner: ModuleOptimizer,
-    lr: f64,
-    groups: Vec<(ParamGroup, f64)>,
+    rates: Rates,
 }
 
 impl GroupedOptimizer {
@@ -110,28 +131,24 @@ impl GroupedOptimizer {
     /// a path that fits no parameter of `module`.
     pub fn new<M: Module>(config: &OptimConfig, module: &M) -> Result<Self, OptimError> {
         check(config)?;
-        let paths = parameter_paths(module);
-        let groups = config.groups.iter().map(|group| {
-            let matcher = under(&group.path).filter(|matcher| {
-                let id = ParamId::new();
-                paths.iter().any(|path| matcher.matches(&id, Some(path)))
-            });
-            let matcher = matcher.ok_or_else(|| empty_group(&group.path, &paths))?;
-            Ok((matcher, group.lr))
-        });
         Ok(Self {
             inner: ModuleOptimizer::from(Rule::new(config)),
-            lr: config.lr,
-            groups: groups.collect::<Result<_, OptimError>>()?,
+            rates: Rates::new(config, parameter_paths(module))?,
         })
+    }
+
+    /// Takes up the learning rates of an epoch, counted from 1; those of the first hold until
+    /// then.
+    pub fn begin_epoch(&mut self, epoch: usize) {
+        self.rates.begin_epoch(epoch);
     }
 
     /// One update: every learning rate is multiplied by `factor`, the [`Schedule`]'s value.
     ///
     /// Parameters without a gradient stay as they are.
     pub fn step<M: Module>(&mut self, factor: f64, module: M, gradients: GradientsParams) -> M {
-        let rates = self.learning_rates(factor);
-        self.inner.step(rates, module, gradients)
+        self.inner
+            .step(self.rates.scaled(factor), module, gradients)
     }
 
     /// The state, exactly: continuing from it gives the same weights bit for bit.
@@ -163,16 +180,6 @@ impl GroupedOptimizer {
         }
         Ok(Self { inner, ..self })
     }
-
-    fn learning_rates(&self, factor: f64) -> ModuleLearningRate {
-        let base = ModuleLrScheduler::new(self.lr * factor);
-        self.groups
-            .iter()
-            .fold(base, |rates, (group, lr)| {
-                rates.with_group(group.clone(), lr * factor)
-            })
-            .step()
-    }
 }
 
 fn check(config: &OptimConfig) -> Result<(), OptimError> {
@@ -183,6 +190,13 @@ fn check(config: &OptimConfig) -> Result<(), OptimError> {
     for got in config.betas {
         in_range("betas", got, (0.0..1.0).contains(&got), "0 to below 1")?;
     }
+    let decay = config.layer_decay;
+    in_range(
+        "layer_decay",
+        decay,
+        decay > 0.0 && decay <= 1.0,
+        "above 0, up to 1",
+    )?;
     let epsilon = config.epsilon;
     let fits = epsilon > 0.0 && epsilon.is_finite();
     in_range("epsilon", epsilon, fits, "above 0")
@@ -202,12 +216,10 @@ fn in_range(
     if fits { Ok(()) } else { Err(error) }
 }
 
-/// The parameters at and below a module path; `None` when it has characters no path has.
-fn under(path: &str) -> Option<ParamGroup> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
-    let valid = !path.is_empty() && path.chars().all(plain);
-    let pattern = format!(r"^{}(\.|$)", path.replace('.', r"\."));
-    ParamGroup::from_regex(pattern).ok().filter(|_| valid)
+/// Whether a parameter lies at or below a module path.
+fn is_under(parameter: &str, path: &str) -> bool {
+    let rest = parameter.strip_prefix(path);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn empty_group(path: &str, paths: &[String]) -> OptimError {

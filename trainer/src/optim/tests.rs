@@ -145,6 +145,7 @@ fn groups_have_their_own_rate_and_the_last_wins() {
     let group = |path: &str, lr: f64| LrGroup {
         path: path.into(),
         lr,
+        from_epoch: 1,
     };
     let config = OptimConfig {
         lr: 0.1,
@@ -175,6 +176,57 @@ fn groups_have_their_own_rate_and_the_last_wins() {
 }
 
 #[test]
+fn rates_change_with_the_epoch() {
+    let device = Device::flex().autodiff();
+    let config = "lr = 0.1\nweight_decay = 0.0\nlayer_decay = 0.5\ngroups = [
+        { path = 'encoder', lr = 0.02 }, { path = 'encoder', lr = 0.04, from_epoch = 3 }]";
+    let config: OptimConfig = toml::from_str(config).expect("TOML");
+    let before = model(&device);
+    let mut optimizer = GroupedOptimizer::new(&config, &before).expect("a valid config");
+    // The encoder here is one layer of unnumbered parts: it has the full rate of its group.
+    for (epoch, expected) in [(1, 0.02), (2, 0.02), (3, 0.04), (9, 0.04)] {
+        optimizer.begin_epoch(epoch);
+        let mut fresh = optimizer.clone();
+        let after = fresh.step(1.0, before.clone(), gradients(&before, 0.0));
+        let [after, before] = [&after, &before].map(|m| values(m.encoder.linear.weight.val()));
+        let pairs = after.iter().zip(&before);
+        let moved = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!((moved - expected).abs() < 1e-4, "epoch {epoch}: {moved}");
+    }
+}
+
+#[test]
+fn a_frozen_part_keeps_weights_and_statistics_until_it_is_released() {
+    let device = Device::flex().autodiff();
+    let freeze: Vec<Freeze> = vec![Freeze {
+        path: "encoder".into(),
+        until_epoch: Some(2),
+    }];
+    let config = OptimConfig::default();
+    let mut state = model(&device);
+    let mut optimizer = GroupedOptimizer::new(&config, &state).expect("a valid config");
+    let start = bits(&state);
+    for epoch in 1..=3 {
+        state = freeze::apply(&freeze, state, epoch);
+        let gradients = gradients(&state, 0.0);
+        state = optimizer.step(1.0, state, gradients);
+        let now = bits(&state);
+        // Linear 3×4 + 4, norm 4 + 4 + statistics 4 + 4, then the head of 4×2 + 2.
+        let (encoder, head) = now.split_at(32);
+        assert_eq!(encoder == &start[..32], epoch <= 2, "epoch {epoch}");
+        assert_ne!(head, &start[32..], "epoch {epoch}");
+    }
+    let everything = |path: &str| Freeze {
+        path: path.into(),
+        until_epoch: None,
+    };
+    let all = [everything("encoder"), everything("head")];
+    let error = freeze::check(&all, &state).expect_err("an error");
+    assert!(matches!(error, OptimError::NothingToTrain));
+    assert!(freeze::check(&[everything("hea")], &state).is_err());
+}
+
+#[test]
 fn a_bad_config_is_named() {
     let device = Device::flex();
     let check = |toml: &str, expected: &str| {
@@ -186,6 +238,7 @@ fn a_bad_config_is_named() {
     check("lr = -1.0", "`lr` is -1");
     check("betas = [0.9, 1.0]", "`betas` is 1");
     check("epsilon = 0.0", "`epsilon` is 0");
+    check("layer_decay = 0.0", "`layer_decay` is 0");
     check("weight_decay = inf", "`weight_decay` is inf");
     check("groups = [{ path = 'encode', lr = 0.1 }]", "encoder, head");
     check(
@@ -274,6 +327,7 @@ fn resuming_is_exact() {
             groups: vec![LrGroup {
                 path: "head".into(),
                 lr: 0.02,
+                from_epoch: 1,
             }],
             ..OptimConfig::default()
         };

@@ -69,6 +69,15 @@ impl Builder {
         self.constant(name, dims, DataType::Int32, bytes)
     }
 
+    /// A constant of 64-bit signed integers.
+    pub fn longs(&mut self, name: &str, dims: &[usize], values: &[i64]) -> String {
+        let bytes = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        self.constant(name, dims, DataType::Int64, bytes)
+    }
+
     /// A constant of 8-bit unsigned integers.
     pub fn bytes(&mut self, name: &str, dims: &[usize], values: Vec<u8>) -> String {
         self.constant(name, dims, DataType::Uint8, values)
@@ -162,7 +171,7 @@ impl Attribute<'_> {
 /// The float form of `net`.
 pub fn float(net: &ConvNet) -> Vec<u8> {
     let mut builder = Builder::default();
-    let last = float_nodes(&mut builder, net);
+    let last = float_nodes(&mut builder, net, INPUT);
     builder.finish(&last, net.input, output_dim(net))
 }
 
@@ -170,7 +179,7 @@ pub fn float(net: &ConvNet) -> Vec<u8> {
 /// network, in node order.
 pub fn float_tapped(net: &ConvNet) -> Vec<u8> {
     let mut builder = Builder::default();
-    float_nodes(&mut builder, net);
+    float_nodes(&mut builder, net, INPUT);
     let shapes = net.output_shapes();
     let taps: Vec<_> = net
         .nodes
@@ -197,13 +206,14 @@ pub fn conv_attributes(conv: &Conv) -> [Attribute<'static>; 4] {
     ]
 }
 
-fn float_nodes(builder: &mut Builder, net: &ConvNet) -> String {
-    let mut last = INPUT.to_owned();
+/// Appends the float form of `net`, which reads from the value `input`; returns its output.
+pub fn float_nodes(builder: &mut Builder, net: &ConvNet, input: &str) -> String {
+    let mut last = input.to_owned();
     for node in &net.nodes {
         let inputs: Vec<&str> = node
             .inputs
             .iter()
-            .map(|&value| value_name(net, value))
+            .map(|&value| value_name(net, value, input))
             .collect();
         last = match &node.op {
             Op::Conv(conv) => float_conv(builder, &node.name, inputs[0], conv),
@@ -214,9 +224,9 @@ fn float_nodes(builder: &mut Builder, net: &ConvNet) -> String {
     last
 }
 
-fn value_name(net: &ConvNet, value: Value) -> &str {
+fn value_name<'a>(net: &'a ConvNet, value: Value, input: &'a str) -> &'a str {
     match value {
-        Value::Image => INPUT,
+        Value::Image => input,
         Value::Node(index) => &net.nodes[index].name,
     }
 }

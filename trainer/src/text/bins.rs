@@ -1,12 +1,12 @@
 //! The embeddings of the bins: what the image side is trained against.
 
-use safetensors::SafeTensors;
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::fmt;
 use std::path::Path;
 
-use super::{Prompt, TextError, TextTower, weights};
+use super::{Prompt, TextError, TextTower};
+use crate::checkpoint::{Checkpoint, CheckpointErrorKind};
 
 /// One unit-length embedding for each bin.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +81,25 @@ impl fmt::Display for TextSource {
 }
 
 impl BinEmbeddings {
+    /// The embeddings as a tensor: `[M, D]`.
+    pub fn tensor(&self, device: &Device) -> Tensor<2> {
+        let shape = [self.labels.len(), self.dim];
+        Tensor::from_data(TensorData::new(self.values.clone(), shape), device)
+    }
+
+    /// The same bins with what training made of their embeddings.
+    ///
+    /// # Errors
+    ///
+    /// [`TextError::BadEmbedding`] for a row of `rows` (`[M, D]`) that is zero or not finite.
+    pub fn tuned(&self, rows: Tensor<2>) -> Result<Self, TextError> {
+        let values = rows.into_data_as::<f32>().iter().collect();
+        Ok(Self {
+            values: unit_rows(values, self.dim, "the tuned text side")?,
+            ..self.clone()
+        })
+    }
+
     /// Cosine similarity of two bins.
     pub fn similarity(&self, one: usize, other: usize) -> f64 {
         let row = |index: usize| &self.values[index * self.dim..(index + 1) * self.dim];
@@ -113,44 +132,40 @@ pub fn bin_embeddings(tower: &TextTower, prompt: &Prompt) -> Result<BinEmbedding
     })
 }
 
-/// Reads embeddings that any text encoder made: a safetensors file with one `[M, D]` tensor
-/// `embeddings` (f16, bf16 or f32), M being the number of `labels`. Rows are normalised.
+/// Reads embeddings that any text encoder made: a file with one `[M, D]` tensor `embeddings`, M
+/// being the number of `labels`. Rows are normalised.
 ///
-/// The file's metadata may hold `labels`, a JSON array that must equal `labels`, and `model`, the
+/// The metadata of a safetensors file may hold `labels`, a JSON array that must equal `labels`, and `model`, the
 /// name of the encoder.
 ///
 /// # Errors
 ///
-/// A file that cannot be read, is no safetensors file, holds no such tensor or one for other
-/// bins; a row that is zero or not finite.
+/// A file that cannot be read, holds no such tensor or one for other bins; a row that is zero or
+/// not finite.
 pub fn load_bin_embeddings(path: &Path, labels: &[String]) -> Result<BinEmbeddings, TextError> {
-    let bytes = read(path)?;
-    let format_error = |source| TextError::Format {
-        path: path.into(),
-        source,
-    };
-    let file = SafeTensors::deserialize(&bytes).map_err(format_error)?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format_error)?;
-    let metadata = header.metadata().clone().unwrap_or_default();
-    if let Some(stored) = metadata.get("labels") {
+    let file = Checkpoint::open(path)?;
+    if let Some(stored) = file.metadata().get("labels") {
         compare_labels(path, stored, labels)?;
     }
-    let view = file
-        .tensor("embeddings")
-        .map_err(|_| TextError::MissingTensors {
-            path: path.into(),
-            names: vec!["embeddings".into()],
-        })?;
-    let dim = view.shape().last().copied().unwrap_or(0).max(1);
-    let values = weights::read(path, "embeddings", &[labels.len(), dim], &view)?;
+    let values = file.values("embeddings").map_err(|kind| file.error(kind))?;
+    let shape = &file.tensors()["embeddings"].shape;
+    let dim = shape.last().copied().unwrap_or(0).max(1);
+    let expected = vec![labels.len(), dim];
+    if *shape != expected {
+        return Err(TextError::from(file.error(CheckpointErrorKind::Shape {
+            name: "embeddings".into(),
+            got: shape.clone(),
+            expected,
+        })));
+    }
     Ok(BinEmbeddings {
         labels: labels.to_vec(),
         dim,
         values: unit_rows(values, dim, &path.display().to_string())?,
         source: TextSource::Embeddings {
             file: file_name(path),
-            sha256: sha256(&bytes),
-            model: metadata.get("model").cloned(),
+            sha256: sha256(&file)?,
+            model: file.metadata().get("model").cloned(),
         },
     })
 }
@@ -179,21 +194,13 @@ pub fn ordinality(embeddings: &BinEmbeddings) -> f64 {
     f64::from(right) / f64::from(asked)
 }
 
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, TextError> {
-    std::fs::read(path).map_err(|source| TextError::Io {
-        path: path.into(),
-        source,
-    })
-}
-
 pub(super) fn file_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.to_string_lossy().into_owned()
 }
 
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+pub(super) fn sha256(file: &Checkpoint) -> Result<String, TextError> {
+    Ok(file.sha256().map_err(|kind| file.error(kind))?)
 }
 
 fn compare_labels(path: &Path, stored: &str, labels: &[String]) -> Result<(), TextError> {
@@ -340,7 +347,7 @@ mod tests {
         let three = load("embeddings", [3, 1], &[1.0; 3], &[]);
         check(three, "embeddings has shape [3, 1], expected [2, 1]");
         let nan = load("embeddings", [2, 1], &[1.0, f32::NAN], &[]);
-        check(nan, "bin 1 is not finite");
+        check(nan, "embeddings holds values that are not finite");
         check(
             load("embeddings", [2, 1], &[0.0, 1.0], &[]),
             "bin 0 is zero",
@@ -353,11 +360,5 @@ mod tests {
         );
         let absent = PathBuf::from("absent.safetensors");
         check(load_bin_embeddings(&absent, &[]), "absent.safetensors: ");
-    }
-
-    #[test]
-    fn sha256_of_the_standard_example() {
-        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(sha256(b"abc"), expected);
     }
 }

@@ -1,22 +1,24 @@
 //! The CLIP text side: tokens, prompts, transformer, bin embeddings.
 //!
 //! ```text
-//! Prompt → tokens → TextTower (embed → features) → BinEmbeddings [M, D], unit rows
+//! Prompt → tokens → TextTower (embed → features) → BinEmbeddings [M, D], unit rows → TextSide
 //! ```
 //!
-//! The tower is frozen and runs once per task; only the bin embeddings leave this module. Each
-//! says by its [`TextSource`] where it comes from, for a tower without weights knows no language.
+//! The tower is always frozen. It runs once per task, or in every step where the task tunes its
+//! prompts ([`Tuning`]); only the bin embeddings leave this module. Each says by its
+//! [`TextSource`] where it comes from, for a tower without weights knows no language.
 
 mod bins;
+mod learner;
 mod prompt;
 mod tower;
-mod weights;
 
 pub use bins::{BinEmbeddings, TextSource, bin_embeddings, load_bin_embeddings, ordinality};
+pub use learner::{BaseRanks, ContextTuning, Interpolation, TextSide, Tuning};
 pub use prompt::{Placement, Prompt};
-pub use tower::{Activation, TextConfig, TextTower};
+pub use tower::{TextConfig, TextTower};
 
-use safetensors::SafeTensorError;
+use crate::checkpoint::CheckpointError;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -26,64 +28,9 @@ pub enum TextError {
     /// A size in the configuration does not work.
     #[error("text tower: {0}")]
     Config(String),
-    /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// The file is no safetensors file.
-    #[error("{}: not a readable safetensors file: {source}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// The parser's reason.
-        source: SafeTensorError,
-    },
-    /// Tensors that the architecture needs are not in the file.
-    #[error("{}: missing {}", path.display(), list(names))]
-    MissingTensors {
-        /// The file.
-        path: PathBuf,
-        /// Their names.
-        names: Vec<String>,
-    },
-    /// The file holds tensors that are no part of a CLIP model.
-    #[error(
-        "{}: not part of a CLIP text tower: {}; pass the file of a CLIP model with OpenAI's names",
-        path.display(),
-        list(names)
-    )]
-    ExtraTensors {
-        /// The file.
-        path: PathBuf,
-        /// Their names.
-        names: Vec<String>,
-    },
-    /// A tensor has another shape than the rest of the file calls for.
-    #[error("{}: {name} has shape {got:?}, expected {expected:?}", path.display())]
-    TensorShape {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Its shape.
-        got: Vec<usize>,
-        /// The shape it should have.
-        expected: Vec<usize>,
-    },
-    /// A tensor has a type other than f16, bf16 or f32.
-    #[error("{}: {name} is {got}, expected f16, bf16 or f32", path.display())]
-    TensorType {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Its type.
-        got: String,
-    },
+    /// The file of the tower or of the embeddings does not fit.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// A prompt has more tokens than the tower has positions.
     #[error("the prompt for bin {bin:?} has {tokens} tokens, at most {limit} fit: shorten it")]
     PromptTooLong {
@@ -114,6 +61,9 @@ pub enum TextError {
         /// The bins of the task.
         expected: String,
     },
+    /// What is to be tuned does not fit the task.
+    #[error("text.tune: {0}")]
+    Tuning(String),
     /// An embedding is infinite, NaN or zero.
     #[error("{origin}: the embedding of bin {index} is {problem}")]
     BadEmbedding {
@@ -124,13 +74,4 @@ pub enum TextError {
         /// What is wrong with it.
         problem: &'static str,
     },
-}
-
-/// The first few names, and how many more.
-fn list(names: &[String]) -> String {
-    let shown = names[..names.len().min(4)].join(", ");
-    match names.len() {
-        0..=4 => shown,
-        count => format!("{shown} and {} more", count - 4),
-    }
 }

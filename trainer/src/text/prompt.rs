@@ -2,7 +2,7 @@
 
 use instant_clip_tokenizer::{Token, Tokenizer};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::TextError;
 
@@ -37,6 +37,19 @@ pub enum Placement {
     Front,
 }
 
+/// The tokens of a prompt, part by part.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct PromptTokens {
+    /// Start of text, full stop, end of text.
+    pub(super) marks: [u16; 3],
+    /// The words shared by all bins.
+    pub(super) context: Vec<u16>,
+    /// How many of them stand ahead of the name.
+    pub(super) split: usize,
+    /// The bins' names.
+    pub(super) names: Vec<Vec<u16>>,
+}
+
 impl Prompt {
     /// The token sequence of each bin, start and end included, at most `limit` tokens long.
     ///
@@ -45,53 +58,80 @@ impl Prompt {
     /// [`TextError::PromptTooLong`] beyond the limit; [`TextError::BinName`] for a name without
     /// tokens or with the same tokens as an earlier one.
     pub fn tokens(&self, limit: usize) -> Result<Vec<Vec<u16>>, TextError> {
-        let tokenizer = Tokenizer::new();
-        let context = encode(&tokenizer, &self.context);
-        let mut seen = BTreeMap::new();
-        let bins = self.bins.iter().enumerate().map(|(index, bin)| {
-            let name = encode(&tokenizer, bin);
-            let tokens = self.arrange(&tokenizer, &context, &name);
-            let problem = match (name.is_empty(), seen.insert(name, index)) {
-                (true, _) => Some("has no words"),
-                (_, Some(_)) => Some("reads like an earlier bin"),
-                _ => None,
-            };
-            if let Some(problem) = problem {
-                let bin = bin.clone();
-                return Err(TextError::BinName {
-                    index,
-                    bin,
-                    problem,
-                });
-            }
-            fits(tokens, bin, limit)
-        });
-        bins.collect()
+        Ok(self.parts(limit)?.sentences())
     }
 
-    fn arrange(&self, tokenizer: &Tokenizer, context: &[u16], name: &[u16]) -> Vec<u16> {
-        let split = match self.placement {
-            Placement::Tail => context.len(),
-            Placement::Middle => context.len() / 2,
-            Placement::Front => 0,
+    /// The same, apart.
+    pub(super) fn parts(&self, limit: usize) -> Result<PromptTokens, TextError> {
+        let tokenizer = Tokenizer::new();
+        let context = encode(&tokenizer, &self.context);
+        let names: Vec<_> = self
+            .bins
+            .iter()
+            .map(|bin| encode(&tokenizer, bin))
+            .collect();
+        let stop = encode(&tokenizer, ".");
+        let tokens = PromptTokens {
+            marks: [
+                tokenizer.start_of_text().to_u16(),
+                stop.first().copied().unwrap_or_default(),
+                tokenizer.end_of_text().to_u16(),
+            ],
+            split: match self.placement {
+                Placement::Tail => context.len(),
+                Placement::Middle => context.len() / 2,
+                Placement::Front => 0,
+            },
+            context,
+            names,
         };
-        let (before, after) = context.split_at(split);
-        let start = [tokenizer.start_of_text().to_u16()];
-        let end = [tokenizer.end_of_text().to_u16()];
-        let stop = encode(tokenizer, ".");
-        [&start, before, name, after, &stop, &end].concat()
+        self.check(&tokens, limit)?;
+        Ok(tokens)
+    }
+
+    fn check(&self, tokens: &PromptTokens, limit: usize) -> Result<(), TextError> {
+        let mut seen = BTreeSet::new();
+        for (index, (bin, name)) in self.bins.iter().zip(&tokens.names).enumerate() {
+            let bin = bin.clone();
+            let length = tokens.marks.len() + tokens.context.len() + name.len();
+            let problem = match (name.is_empty(), seen.insert(name)) {
+                (true, _) => "has no words",
+                (_, false) => "reads like an earlier bin",
+                _ if length > limit => {
+                    let tokens = length;
+                    return Err(TextError::PromptTooLong { bin, tokens, limit });
+                }
+                _ => continue,
+            };
+            return Err(TextError::BinName {
+                index,
+                bin,
+                problem,
+            });
+        }
+        Ok(())
     }
 }
 
-fn fits(tokens: Vec<u16>, bin: &str, limit: usize) -> Result<Vec<u16>, TextError> {
-    match tokens.len() {
-        length if length > limit => Err(TextError::PromptTooLong {
-            bin: bin.into(),
-            tokens: length,
-            limit,
-        }),
-        _ => Ok(tokens),
+impl PromptTokens {
+    /// The sentence of each bin.
+    fn sentences(&self) -> Vec<Vec<u16>> {
+        let names = self.names.iter();
+        names
+            .map(|name| arrange(self.marks, &self.context, self.split, name))
+            .collect()
     }
+}
+
+/// A sentence: start, the context around the name, full stop, end.
+pub(super) fn arrange<T: Copy>(
+    [start, stop, end]: [T; 3],
+    context: &[T],
+    split: usize,
+    name: &[T],
+) -> Vec<T> {
+    let (before, after) = context.split_at(split);
+    [&[start], before, name, after, &[stop, end]].concat()
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u16> {

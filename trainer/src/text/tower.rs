@@ -1,19 +1,16 @@
-//! The CLIP text transformer (Radford et al., "Learning Transferable Visual Models From Natural
-//! Language Supervision", ICML 2021).
+//! The CLIP text transformer.
 
-use burn::tensor::activation::{gelu, sigmoid};
-use burn::tensor::module::{attention, layer_norm, linear};
-use burn::tensor::ops::AttentionModuleOptions;
+use burn::module::Module;
+use burn::nn::LayerNorm;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 use super::bins::TextSource;
-use super::weights::{self, Weights};
-use super::{TextError, bins};
-
-/// Epsilon of the layer norms.
-const NORM_EPSILON: f64 = 1e-5;
+use super::{TextError, bins, prompt};
+use crate::checkpoint::CheckpointErrorKind;
+use crate::clip::transformer::{Sight, Transformer};
+use crate::clip::{self, Activation, ClipFile, Hints, TextShape, TransformerShape, Weights};
 
 /// The size of a text tower without weights, and the seed it is drawn from.
 ///
@@ -35,17 +32,6 @@ pub struct TextConfig {
     pub activation: Activation,
     /// Seed of the random weights.
     pub seed: u64,
-}
-
-/// Nonlinearity of the blocks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Activation {
-    /// `x · sigmoid(1.702 · x)`: OpenAI's models.
-    #[default]
-    QuickGelu,
-    /// `x · Φ(x)`: most OpenCLIP models.
-    Gelu,
 }
 
 impl Default for TextConfig {
@@ -71,8 +57,8 @@ pub struct TextTower {
     tokens: Tensor<2>,
     /// `[context_length, width]`.
     positions: Tensor<2>,
-    blocks: Vec<Block>,
-    norm: Norm,
+    transformer: Transformer,
+    norm: LayerNorm,
     /// `[width, embedding]`.
     projection: Tensor<2>,
 }
@@ -95,35 +81,40 @@ impl TextTower {
         Ok(Self::assemble(
             config,
             source,
-            weights::random(config),
+            clip::random(clip::text_layout(&config.shape()), config.seed),
             device,
         ))
     }
 
-    /// The text tower of a CLIP model: a safetensors file with OpenAI's (and OpenCLIP's) tensor
-    /// names, f16, bf16 or f32, with or without the image side.
-    ///
-    /// The architecture is read off the shapes. `heads` is the width / 64 unless given; the
-    /// activation is not in the file.
+    /// The text tower of a CLIP model, from a file of any kind that [`ClipFile`] reads, with or
+    /// without the image side.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, is no safetensors file, or whose tensors are missing, extra,
-    /// mis-shaped or of a wrong type; [`TextError::Config`] when `heads` does not divide the width.
-    pub fn load(
-        path: &Path,
-        heads: Option<usize>,
-        activation: Activation,
-        device: &Device,
-    ) -> Result<Self, TextError> {
-        let bytes = bins::read(path)?;
-        let (config, weights) = weights::load(path, &bytes, heads, activation)?;
-        check(&config)?;
+    /// A file that cannot be read, holds no CLIP text tower or one of another vocabulary, or whose
+    /// tensors are missing, extra, mis-shaped or of a wrong type.
+    pub fn load(path: &Path, hints: &Hints, device: &Device) -> Result<Self, TextError> {
+        let file = ClipFile::open(path, hints)?;
+        let (shape, weights) = file.text_weights()?;
+        if shape.vocabulary != prompt::VOCABULARY {
+            let problem = format!(
+                "the text tower knows {} tokens, CLIP's tokenizer has {}",
+                shape.vocabulary,
+                prompt::VOCABULARY
+            );
+            let error = CheckpointErrorKind::Model(problem);
+            return Err(file.checkpoint().error(error).into());
+        }
         let source = TextSource::Weights {
             file: bins::file_name(path),
-            sha256: bins::sha256(&bytes),
+            sha256: bins::sha256(file.checkpoint())?,
         };
-        Ok(Self::assemble(&config, source, weights, device))
+        Ok(Self::assemble(
+            &TextConfig::of(&shape),
+            source,
+            weights,
+            device,
+        ))
     }
 
     /// Sizes of the tower.
@@ -173,11 +164,8 @@ impl TextTower {
             .narrow(0, 0, length)
             .unsqueeze_dim::<3>(0);
         let stream = self
-            .blocks
-            .iter()
-            .fold(embedded + positions, |stream, block| {
-                block.forward(stream, &self.config)
-            });
+            .transformer
+            .forward(embedded + positions, Sight::Causal);
         let rows = ends.iter().enumerate();
         let rows: Vec<i32> = rows.map(|(row, end)| (row * length + end) as i32).collect();
         let rows = Tensor::<1, Int>::from_data(TensorData::from(&rows[..]), &stream.device());
@@ -191,123 +179,46 @@ impl TextTower {
         mut weights: Weights,
         device: &Device,
     ) -> Self {
-        let blocks = (0..config.layers).map(|layer| Block::take(&mut weights, layer, device));
+        let shape = config.shape().transformer;
+        let transformer = Transformer::take(&mut weights, "transformer", &shape, device);
         Self {
             config: config.clone(),
             source,
-            blocks: blocks.collect(),
             tokens: weights.take("token_embedding.weight", device),
             positions: weights.take("positional_embedding", device),
-            norm: Norm::take(&mut weights, "ln_final", device),
+            transformer: transformer.no_grad(),
+            norm: weights.layer_norm("ln_final", device).no_grad(),
             projection: weights.take("text_projection", device),
         }
     }
 }
 
-/// One pre-norm residual block.
-#[derive(Clone, Debug)]
-struct Block {
-    norm_1: Norm,
-    /// To queries, keys and values, side by side.
-    in_proj: Linear,
-    out_proj: Linear,
-    norm_2: Norm,
-    fc: Linear,
-    proj: Linear,
-}
-
-impl Block {
-    fn take(weights: &mut Weights, layer: usize, device: &Device) -> Self {
-        let mut linear = |name: &str, separator: &str| {
-            let name = format!("transformer.resblocks.{layer}.{name}{separator}");
-            Linear {
-                weight: weights
-                    .take::<2>(&format!("{name}weight"), device)
-                    .transpose(),
-                bias: weights.take(&format!("{name}bias"), device),
-            }
-        };
-        let (in_proj, out_proj) = (linear("attn.in_proj", "_"), linear("attn.out_proj", "."));
-        let (fc, proj) = (linear("mlp.c_fc", "."), linear("mlp.c_proj", "."));
-        let mut norm = |name: &str| {
-            let name = format!("transformer.resblocks.{layer}.{name}");
-            Norm::take(weights, &name, device)
-        };
-        Self {
-            norm_1: norm("ln_1"),
-            in_proj,
-            out_proj,
-            norm_2: norm("ln_2"),
-            fc,
-            proj,
+impl TextConfig {
+    fn shape(&self) -> TextShape {
+        TextShape {
+            vocabulary: prompt::VOCABULARY,
+            context_length: self.context_length,
+            transformer: TransformerShape {
+                width: self.width,
+                layers: self.layers,
+                heads: self.heads,
+                mlp: 4 * self.width,
+                activation: self.activation,
+            },
+            embedding: self.embedding,
         }
     }
 
-    /// `[M, L, width]` to the same.
-    fn forward(&self, stream: Tensor<3>, config: &TextConfig) -> Tensor<3> {
-        let attended = self.attend(self.norm_1.forward(stream.clone()), config.heads);
-        let stream = stream + attended;
-        let hidden = self.fc.forward(self.norm_2.forward(stream.clone()));
-        let hidden = match config.activation {
-            Activation::QuickGelu => hidden.clone() * sigmoid(hidden.mul_scalar(1.702)),
-            Activation::Gelu => gelu(hidden),
-        };
-        stream + self.proj.forward(hidden)
-    }
-
-    fn attend(&self, input: Tensor<3>, heads: usize) -> Tensor<3> {
-        let [count, length, width] = input.dims();
-        let [query, key, value] = [0, 1, 2].map(|part| part * width).map({
-            let projected = self.in_proj.forward(input);
-            move |start| {
-                let part = projected
-                    .clone()
-                    .slice([0..count, 0..length, start..start + width]);
-                part.reshape([count, length, heads, width / heads])
-                    .swap_dims(1, 2)
-            }
-        });
-        let options = AttentionModuleOptions {
-            is_causal: true,
-            ..AttentionModuleOptions::default()
-        };
-        let mixed = attention(query, key, value, None, None, options);
-        let mixed = mixed.swap_dims(1, 2).reshape([count, length, width]);
-        self.out_proj.forward(mixed)
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Linear {
-    /// `[in, out]`.
-    weight: Tensor<2>,
-    /// `[out]`.
-    bias: Tensor<1>,
-}
-
-impl Linear {
-    fn forward(&self, input: Tensor<3>) -> Tensor<3> {
-        linear(input, self.weight.clone(), Some(self.bias.clone()))
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Norm {
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
-}
-
-impl Norm {
-    fn take(weights: &mut Weights, name: &str, device: &Device) -> Self {
+    fn of(shape: &TextShape) -> Self {
         Self {
-            gamma: weights.take(&format!("{name}.weight"), device),
-            beta: weights.take(&format!("{name}.bias"), device),
+            width: shape.transformer.width,
+            layers: shape.transformer.layers,
+            heads: shape.transformer.heads,
+            embedding: shape.embedding,
+            context_length: shape.context_length,
+            activation: shape.transformer.activation,
+            seed: 0,
         }
-    }
-
-    fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let beta = Some(self.beta.clone());
-        layer_norm(input, self.gamma.clone(), beta, NORM_EPSILON)
     }
 }
 

@@ -12,7 +12,8 @@ use numclip_trainer::report;
 /// Turn a run's weights into a bundle for numclip.
 ///
 /// Folds the network, quantises it, measures float and int8 on the validation
-/// and test images, and reads the bundle back before it gets its name.
+/// and test images, and reads the bundle back before it gets its name. A tower
+/// of CLIP has a float form only.
 #[derive(Args)]
 #[command(after_help = "\
 Example:
@@ -93,9 +94,11 @@ fn print(exported: &Exported) {
         );
     }
     println!(
-        "encoder {:.2} MB, {:.0} million multiply-accumulates, int8 against float: cosine at least {:.4}",
+        "encoder {:.2} MB, {:.0} million multiply-accumulates",
         exported.encoder_bytes as f64 / 1e6,
         exported.macs as f64 / 1e6,
-        exported.lowest_cosine
     );
+    if let Some(cosine) = exported.lowest_cosine {
+        println!("int8 against float: cosine at least {cosine:.4}");
+    }
 }

@@ -2,6 +2,7 @@
 
 mod export;
 mod fit;
+mod inspect;
 mod synth;
 
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ enum Command {
     Synth(synth::Synth),
     Fit(fit::Fit),
     Export(export::Export),
+    Inspect(inspect::Inspect),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Command::Synth(command) => command.run(),
         Command::Fit(command) => command.run(),
         Command::Export(command) => command.run(),
+        Command::Inspect(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,5 @@
 use super::*;
+use burn::nn::Linear;
 use safetensors::SafeTensors;
 
 fn tower(seed: u64) -> TextTower {
@@ -43,11 +44,12 @@ mod plain {
         values.iter().map(|value| f64::from(*value)).collect()
     }
 
-    fn norm(norm: &Norm, input: &[f64]) -> Vec<f64> {
+    fn norm(norm: &LayerNorm, input: &[f64]) -> Vec<f64> {
         let count = input.len() as f64;
         let mean = input.iter().sum::<f64>() / count;
         let variance = input.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count;
-        let (gamma, beta) = (row(&norm.gamma), row(&norm.beta));
+        let beta = norm.beta.as_ref().expect("an offset");
+        let (gamma, beta) = (row(&norm.gamma.val()), row(&beta.val()));
         let scaled = input.iter().zip(gamma.iter().zip(beta));
         scaled
             .map(|(x, (g, b))| (x - mean) / (variance + 1e-5).sqrt() * g + b)
@@ -61,8 +63,9 @@ mod plain {
     }
 
     fn layer(linear: &Linear, input: &[f64]) -> Vec<f64> {
-        let product = times(input, &rows(&linear.weight));
-        let biased = product.iter().zip(row(&linear.bias));
+        let product = times(input, &rows(&linear.weight.val()));
+        let bias = linear.bias.as_ref().expect("a bias");
+        let biased = product.iter().zip(row(&bias.val()));
         biased.map(|(x, b)| x + b).collect()
     }
 
@@ -98,15 +101,18 @@ mod plain {
             .map(|(token, position)| add(&vocabulary[usize::from(*token)], position))
             .collect();
         let size = tower.config.width / tower.config.heads;
-        for block in &tower.blocks {
+        for block in &tower.transformer.blocks {
             let inputs = stream
                 .iter()
-                .map(|x| layer(&block.in_proj, &norm(&block.norm_1, x)));
+                .map(|x| layer(&block.attention.in_proj, &norm(&block.norm_1, x)));
             let projected: Rows = inputs.collect();
             for (at, x) in stream.iter_mut().enumerate() {
                 let heads = 0..tower.config.heads;
                 let mixed = heads.flat_map(|index| head(&projected, at, index, size));
-                *x = add(x, &layer(&block.out_proj, &mixed.collect::<Vec<_>>()));
+                *x = add(
+                    x,
+                    &layer(&block.attention.out_proj, &mixed.collect::<Vec<_>>()),
+                );
                 let hidden = layer(&block.fc, &norm(&block.norm_2, x));
                 let hidden = hidden.iter().map(|h| h / (1.0 + (-1.702 * h).exp()));
                 *x = add(x, &layer(&block.proj, &hidden.collect::<Vec<_>>()));
@@ -192,7 +198,12 @@ fn equals_the_reference() {
         ("resnet-quickgelu", Activation::QuickGelu),
     ] {
         let path = format!("{folder}/clip-tiny-{name}.safetensors");
-        let tower = TextTower::load(path.as_ref(), Some(2), activation, &Device::flex());
+        let hints = Hints {
+            activation: Some(activation),
+            text_heads: Some(2),
+            image_heads: Some(2),
+        };
+        let tower = TextTower::load(path.as_ref(), &hints, &Device::flex());
         let tower = tower.expect("a tower");
         let sequences: Vec<Vec<u16>> =
             serde_json::from_value(golden[name]["tokens"].clone()).expect("tokens");

@@ -1,0 +1,97 @@
+//! The gradients of one step, over one batch or several.
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::objective::Objective;
+use crate::config::Config;
+use crate::data::Batch;
+use crate::model::numclip::NumClip;
+use crate::optim::scale_gradients;
+
+/// What the batches of a step give together, each weighted by its images.
+///
+/// A loss that is a mean over images (cross-entropy, value) has the gradient of one large batch,
+/// but for rounding. Text to image compares the images of a batch with each other: it is the mean
+/// over the batches. Nothing of a step outlives it, so a run resumes between steps.
+pub struct Pass<'a> {
+    config: &'a Config,
+    objective: &'a Objective,
+    device: &'a Device,
+    sum: GradientsAccumulator<NumClip>,
+    losses: f64,
+    /// Regressed values so far, in the task's unit.
+    pub values: Vec<f32>,
+    /// Their labels.
+    pub labels: Vec<f32>,
+}
+
+impl<'a> Pass<'a> {
+    /// Nothing yet.
+    pub fn new(config: &'a Config, objective: &'a Objective, device: &'a Device) -> Self {
+        Self {
+            config,
+            objective,
+            device,
+            sum: GradientsAccumulator::new(),
+            losses: 0.0,
+            values: Vec::new(),
+            labels: Vec::new(),
+        }
+    }
+
+    /// Adds a batch, forward and backward.
+    pub fn add(&mut self, model: &NumClip, batch: &Batch) {
+        let size = self.config.preprocess.size as usize;
+        let images = TensorData::new(batch.images.clone(), [batch.len(), 3, size, size]);
+        let output = model.forward(Tensor::from_data(images, self.device));
+        self.values
+            .extend(output.values.clone().into_data_as::<f32>().iter::<f32>());
+        self.labels.extend(&batch.labels);
+        let loss = self.objective.loss(output, batch, self.device);
+        self.losses += f64::from(loss.clone().into_scalar::<f32>()) * batch.len() as f64;
+        let share = batch.len() as f64 / self.full() as f64;
+        let gradients = loss.mul_scalar(share).backward();
+        self.sum
+            .accumulate(model, GradientsParams::from_grads(gradients, model));
+    }
+
+    /// Mean loss over the images so far.
+    pub fn loss(&self) -> f64 {
+        self.losses / self.labels.len() as f64
+    }
+
+    /// Gradients of the mean loss.
+    pub fn gradients(&mut self, model: &NumClip) -> GradientsParams {
+        let mut gradients = self.sum.grads();
+        if self.labels.len() != self.full() {
+            let missing = self.full() as f64 / self.labels.len() as f64;
+            scale_gradients(model, &mut gradients, missing);
+        }
+        gradients
+    }
+
+    /// Images of a whole step.
+    fn full(&self) -> usize {
+        self.config.train.batch_size * self.config.train.accumulate
+    }
+}
+
+/// Whether every weight and statistic is a finite number.
+pub fn is_finite(model: &NumClip) -> bool {
+    struct Finite(bool);
+    impl ModuleVisitor for Finite {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            // 0 times a number is 0, 0 times infinity is not.
+            let zero: f32 = param.val().mul_scalar(0.0).sum().into_scalar();
+            self.0 &= zero == 0.0;
+        }
+    }
+    let mut finite = Finite(true);
+    model.visit(&mut finite);
+    finite.0
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! The image encoder that a run starts from, and the file it comes from.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use super::FitError;
+use crate::checkpoint::Checkpoint;
+use crate::clip::ClipFile;
+use crate::clip::transformer::Precision;
+use crate::config::Config;
+use crate::model::{Architecture, ConvEncoder, ImageEncoder, weights};
+
+/// A weight file, told apart from any other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightsSource {
+    /// Its name, without its folder.
+    pub file: String,
+    /// SHA-256 of the file, in hexadecimal.
+    pub sha256: String,
+}
+
+/// The file that the encoder starts from; none if it starts from random weights.
+pub(super) fn source(config: &Config) -> Result<Option<WeightsSource>, FitError> {
+    let Some(path) = &config.model.init else {
+        return Ok(None);
+    };
+    let file = Checkpoint::open(path)?;
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    Ok(Some(WeightsSource {
+        file: name.to_string_lossy().into_owned(),
+        sha256: file.sha256().map_err(|kind| file.error(kind))?,
+    }))
+}
+
+/// The encoder, for embeddings of width `dim`.
+pub(super) fn encoder(
+    config: &Config,
+    dim: usize,
+    device: &Device,
+) -> Result<ImageEncoder, FitError> {
+    match (config.model.architecture, &config.model.init) {
+        (Architecture::Clip, Some(path)) => clip(config, path, dim, device),
+        _ => Ok(conv(config, dim, device)?.into()),
+    }
+}
+
+fn conv(config: &Config, dim: usize, device: &Device) -> Result<ConvEncoder, FitError> {
+    let encoder = config.encoder(dim).init(config.train.seed, device)?;
+    match &config.model.init {
+        Some(path) => Ok(weights::load(encoder, path)?.0),
+        None => Ok(encoder),
+    }
+}
+
+fn clip(
+    config: &Config,
+    path: &Path,
+    dim: usize,
+    device: &Device,
+) -> Result<ImageEncoder, FitError> {
+    let file = ClipFile::open(path, &config.clip)?;
+    let encoder = ImageEncoder::clip(&file, config.preprocess.size as usize, device)?;
+    if encoder.dim() != dim {
+        return Err(FitError::Width {
+            image: encoder.dim(),
+            bins: dim,
+        });
+    }
+    match (encoder, config.train.precision) {
+        (ImageEncoder::Vit(vit), precision) => Ok(vit.with_precision(precision).into()),
+        (encoder, Precision::F32) => Ok(encoder),
+        (_, Precision::Bf16) => Err(FitError::Precision),
+    }
+}
