@@ -12,7 +12,7 @@ use numclip::bins::Bin;
 use numclip::preprocess::{Plan, Resize};
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Augment, Columns, Sampling, SplitPlan, Weighting};
+use crate::data::{Augment, Columns, LeakPolicy, Protocol, Sampling, SplitPlan, Weighting};
 use crate::model::numclip::HeadConfig;
 use crate::model::{Architecture, EncoderConfig, Norm, Padding};
 use crate::optim::{OptimConfig, Schedule};
@@ -81,6 +81,12 @@ pub struct Data {
     /// How the images are divided.
     #[serde(default)]
     pub split: SplitPlan,
+    /// Folds, few-shot and other changes to that division.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// What to do about images and groups that splits share.
+    #[serde(default)]
+    pub leaks: LeakPolicy,
     /// What the images are, for the bundle's provenance.
     #[serde(default)]
     pub description: String,
@@ -221,8 +227,25 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the file and the field.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Self::read_with(path, |_| {})
+    }
+
+    /// As [`Config::read`], with a change to the task file's contents before
+    /// they are checked.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file and the field.
+    pub fn read_with(
+        path: &Path,
+        change: impl FnOnce(&mut toml::Table),
+    ) -> Result<Self, ConfigError> {
         let parse = || -> Result<Self, ConfigErrorKind> {
-            let mut config: Self = toml::from_str(&std::fs::read_to_string(path)?)?;
+            let text = std::fs::read_to_string(path)?;
+            // Parsed twice: errors of the text itself keep their line.
+            let _: Self = toml::from_str(&text)?;
+            let mut table: toml::Table = toml::from_str(&text)?;
+            change(&mut table);
+            let mut config: Self = table.try_into()?;
             config.check()?;
             config.resolve(path.parent().unwrap_or(Path::new("")))?;
             Ok(config)

@@ -124,6 +124,9 @@ pub enum FitError {
 pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> {
     let device = Device::flex();
     let prepared = prepare(config, &device)?;
+    for warning in &prepared.warnings {
+        eprintln!("warning: {warning}");
+    }
     let run = Run::open(options.out, config, &prepared, options.resume)?;
     let mut state = State::new(config, &prepared, &device)?;
     if options.resume {

@@ -15,3 +15,5 @@ pub mod config;
 pub mod fit;
 pub mod report;
 pub mod export;
+pub mod eval;
+pub mod study;

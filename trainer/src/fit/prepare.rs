@@ -6,7 +6,8 @@ use numclip::estimate::{Calibration, Estimator};
 
 use super::FitError;
 use crate::config::Config;
-use crate::data::{Dataset, Splits};
+use crate::data::fingerprint::{Fingerprint, fingerprints};
+use crate::data::{DataError, Dataset, Leak, LeakPolicy, Splits, leak};
 use crate::model::numclip::NumClip;
 use crate::model::weights;
 use crate::text::{
@@ -19,6 +20,8 @@ pub struct Prepared {
     pub dataset: Dataset,
     /// Which of them are for what.
     pub splits: Splits,
+    /// What was found wrong with the data and accepted all the same.
+    pub warnings: Vec<String>,
     /// SHA-256 over paths, labels and images.
     pub digest: String,
     /// The bins as the text side sees them.
@@ -33,16 +36,46 @@ pub struct Prepared {
 /// [`FitError`] names the file, and the line where there is one.
 pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
     let dataset = Dataset::open(&config.data.table, &config.data.columns, config.task.range)?;
-    let splits = Splits::new(&dataset, &config.data.split)?;
+    let prints = fingerprints(&dataset)?;
+    let (splits, warnings) = splits(config, &dataset, &prints)?;
     let embeddings = embeddings(config, device)?;
-    let digest = dataset.digest()?;
     Ok(Prepared {
         ordinality: ordinality(&embeddings),
+        digest: dataset.digest(&prints),
         dataset,
         splits,
-        digest,
+        warnings,
         embeddings,
     })
+}
+
+/// The splits that the configuration asks for, and what is to be said of the
+/// leaks between them.
+fn splits(
+    config: &Config,
+    dataset: &Dataset,
+    prints: &[Fingerprint],
+) -> Result<(Splits, Vec<String>), DataError> {
+    let data = &config.data;
+    let mut splits = data
+        .protocol
+        .splits(dataset, &data.split, &config.bin, config.train.seed)?;
+    let leaks = leak::find(dataset, &splits, prints);
+    if leaks.is_empty() {
+        return Ok((splits, Vec::new()));
+    }
+    let mendable = leaks.iter().all(Leak::is_copy);
+    let what = match data.leaks {
+        LeakPolicy::Drop if mendable => {
+            leak::drop_copies(&mut splits, &leaks);
+            "left out of training"
+        }
+        LeakPolicy::Allow => "allowed by data.leaks",
+        LeakPolicy::Refuse | LeakPolicy::Drop => return Err(dataset.leaking(leaks)),
+    };
+    let mut warnings = vec![format!("leaks between the splits, {what}:")];
+    warnings.extend(leak::summary(&leaks));
+    Ok((splits, warnings))
 }
 
 /// The model at the start of training.
