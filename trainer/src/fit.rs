@@ -28,7 +28,7 @@ use progress::Progress;
 
 pub use checkpoint::Weights;
 pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
-pub use prepare::{Prepared, prepare, untrained};
+pub use prepare::{Prepared, prepare, prepare_for, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
 
 /// What a run is asked beside its task file.

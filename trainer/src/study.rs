@@ -12,5 +12,5 @@ pub mod statistics;
 pub mod variant;
 
 pub use collect::{Study, collect};
-pub use page::render;
+pub use page::write;
 pub use variant::{Plan, Set, Variant};

@@ -49,6 +49,30 @@ pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
     })
 }
 
+/// Other images to measure a task's model on: all of them are the test split.
+///
+/// # Errors
+/// [`FitError`] when there are no bin embeddings.
+pub fn prepare_for(
+    config: &Config,
+    dataset: Dataset,
+    device: &Device,
+) -> Result<Prepared, FitError> {
+    let embeddings = embeddings(config, device)?;
+    let splits = Splits {
+        test: (0..dataset.samples().len()).collect(),
+        ..Splits::default()
+    };
+    Ok(Prepared {
+        ordinality: ordinality(&embeddings),
+        digest: String::new(),
+        dataset,
+        splits,
+        warnings: Vec::new(),
+        embeddings,
+    })
+}
+
 /// The splits that the configuration asks for, and what is to be said of the
 /// leaks between them.
 fn splits(

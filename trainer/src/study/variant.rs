@@ -90,7 +90,11 @@ impl Variant {
     fn parts(&self) -> Vec<String> {
         let mut parts = Vec::new();
         if let Some(Fold { number, of, from }) = self.fold {
-            let groups = if from == FoldSource::Groups { "groups" } else { "" };
+            let groups = if from == FoldSource::Groups {
+                "groups"
+            } else {
+                ""
+            };
             parts.push(format!("fold{number}of{of}{groups}"));
         }
         if let Some(group) = &self.leave_out {
@@ -103,7 +107,11 @@ impl Variant {
             let per = per(shift.per, "per-");
             parts.push(format!("shift{}x{}{per}", shift.classes, shift.keep));
         }
-        parts.extend(self.set.iter().map(|set| format!("{}={}", set.key, text(&set.value))));
+        parts.extend(
+            self.set
+                .iter()
+                .map(|set| format!("{}={}", set.key, text(&set.value))),
+        );
         parts.extend(self.seed.map(|seed| format!("seed{seed}")));
         parts
     }
@@ -193,7 +201,9 @@ impl Plan {
                 per: self.per,
             });
         });
-        spread(variants, &self.variants, |v, set| v.set.extend_from_slice(set))
+        spread(variants, &self.variants, |v, set| {
+            v.set.extend_from_slice(set)
+        })
     }
 }
 
@@ -219,7 +229,9 @@ impl FromStr for Set {
         };
         let (key, value) = (key.trim(), value.trim());
         if key.is_empty() || key.split('.').any(str::is_empty) {
-            return Err(format!("expected a dotted key such as train.epochs, got `{key}`"));
+            return Err(format!(
+                "expected a dotted key such as train.epochs, got `{key}`"
+            ));
         }
         let parsed = format!("v = {value}").parse::<Table>().ok();
         let parsed = parsed.and_then(|mut table| table.remove("v"));
@@ -237,16 +249,15 @@ impl fmt::Display for Set {
 }
 
 /// Every one of `variants` with each of `values`; as they are without values.
-fn spread<T>(
-    variants: Vec<Variant>,
-    values: &[T],
-    set: impl Fn(&mut Variant, &T),
-) -> Vec<Variant> {
+fn spread<T>(variants: Vec<Variant>, values: &[T], set: impl Fn(&mut Variant, &T)) -> Vec<Variant> {
     if values.is_empty() {
         return variants;
     }
     let each = |variant: Variant| {
-        values.iter().map(move |value| (variant.clone(), value)).collect::<Vec<_>>()
+        values
+            .iter()
+            .map(move |value| (variant.clone(), value))
+            .collect::<Vec<_>>()
     };
     variants
         .into_iter()
@@ -264,7 +275,9 @@ fn insert(table: &mut Table, key: &str, value: Value) {
         table.insert(key.into(), value);
         return;
     };
-    let inner = table.entry(head).or_insert_with(|| Value::Table(Table::new()));
+    let inner = table
+        .entry(head)
+        .or_insert_with(|| Value::Table(Table::new()));
     match inner {
         Value::Table(inner) => insert(inner, rest, value),
         // A plain value with keys below it: the check of the file says so.
@@ -280,7 +293,9 @@ fn text(value: &Value) -> String {
 }
 
 fn keyword(value: &impl serde::Serialize) -> String {
-    Value::try_from(value).map(|value| text(&value)).unwrap_or_default()
+    Value::try_from(value)
+        .map(|value| text(&value))
+        .unwrap_or_default()
 }
 
 fn per(class: Class, before: &str) -> String {
@@ -292,7 +307,13 @@ fn per(class: Class, before: &str) -> String {
 
 /// Letters, digits, `.` and `_` stay, everything else becomes `-`.
 fn plain(part: &str) -> String {
-    let fit = |c: char| if c.is_alphanumeric() || "._".contains(c) { c } else { '-' };
+    let fit = |c: char| {
+        if c.is_alphanumeric() || "._".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
     part.chars().map(fit).collect()
 }
 

@@ -1,6 +1,6 @@
 //! `trainer fit`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -81,7 +81,7 @@ impl Fit {
             );
         }
 
-        let page = report::of_run(&out, report::measure_best(&out)?)?;
+        let page = measure(&out)?;
         eprintln!("{}", summary(&config, &outcome));
         eprintln!("report: {}", page.display());
         eprintln!(
@@ -91,6 +91,19 @@ impl Fit {
         );
         Ok(())
     }
+}
+
+/// Measures the best weights on the run's test images (validation where there
+/// are none), keeps the estimates in the run's folder and writes its report.
+fn measure(out: &Path) -> Result<PathBuf> {
+    let subject = eval::Subject::at(out)?;
+    let evaluation = eval::evaluate(&subject, &eval::Images::default(), 0)?;
+    evaluation.write(&out.join("eval"), &evaluation.images)?;
+    Ok(report::of_run(out, evaluation.measured())?)
+}
+
+fn is_done(out: &Path) -> bool {
+    out.join(report::FILE_NAME).is_file()
 }
 
 fn summary(config: &Config, outcome: &Outcome) -> String {

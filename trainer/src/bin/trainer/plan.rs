@@ -29,7 +29,12 @@ pub struct Plan {
     #[arg(value_name = "TASK.toml")]
     task: PathBuf,
     /// Cross-validation in so many folds
-    #[arg(long, value_name = "K", default_value_t = 0, conflicts_with = "leave_group_out")]
+    #[arg(
+        long,
+        value_name = "K",
+        default_value_t = 0,
+        conflicts_with = "leave_group_out"
+    )]
     folds: usize,
     /// Test on each group in turn
     #[arg(long)]
@@ -83,7 +88,11 @@ impl Plan {
         let folder = variant.folder(&self.runs, &config.task.name);
         let mut args = vec!["fit".to_owned(), self.task.display().to_string()];
         args.extend(variant.flags());
-        args.extend(["--out".into(), folder.display().to_string(), "--requeue".into()]);
+        args.extend([
+            "--out".into(),
+            folder.display().to_string(),
+            "--requeue".into(),
+        ]);
         if self.json {
             let run = serde_json::json!({
                 "run": folder,
@@ -97,7 +106,10 @@ impl Plan {
         }
         let program = env::args().next().unwrap_or_else(|| "trainer".into());
         let words = [program].into_iter().chain(args);
-        Ok(words.map(|word| quoted(&word)).collect::<Vec<_>>().join(" "))
+        Ok(words
+            .map(|word| quoted(&word))
+            .collect::<Vec<_>>()
+            .join(" "))
     }
 }
 
@@ -110,10 +122,18 @@ fn alternatives(vary: &[String]) -> Result<Vec<Vec<Set>>> {
             .split(',')
             .map(|value| format!("{key}={value}").parse().map_err(anyhow::Error::msg))
             .collect::<Result<_>>()?;
-        let before = if all.is_empty() { vec![Vec::new()] } else { all };
+        let before = if all.is_empty() {
+            vec![Vec::new()]
+        } else {
+            all
+        };
         all = before
             .iter()
-            .flat_map(|set| values.iter().map(move |value| [set.as_slice(), &[value.clone()]].concat()))
+            .flat_map(|set| {
+                values
+                    .iter()
+                    .map(move |value| [set.as_slice(), std::slice::from_ref(value)].concat())
+            })
             .collect();
     }
     Ok(all)
