@@ -88,7 +88,7 @@ fn measures(evaluation: &Evaluation) -> String {
         })
         .collect();
     let heading = match evaluation.unit.as_str() {
-        "" => "Results".to_owned(),
+        "" | "%" => "Results".to_owned(),
         unit => format!("Results, in {unit} or per cent of the images"),
     };
     let interval = format!("95 % interval, {}s resampled", evaluation.resampled);

@@ -149,7 +149,7 @@ svg text{fill:var(--soft);font-size:11.5px}
 svg .count.off{fill:var(--ink)}svg .count.on{fill:var(--card)}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;background:var(--card);border:1px solid var(--edge);border-radius:10px;font-variant-numeric:tabular-nums}
-th,td{padding:7px 18px;border-top:1px solid var(--edge);text-align:right}tr:first-child th{border-top:0}
+th,td{padding:7px 16px;white-space:nowrap;border-top:1px solid var(--edge);text-align:right}tr:first-child th{border-top:0}
 th:first-child{text-align:left;font-weight:400;color:var(--soft)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 20px;margin:0}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 .sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px}
