@@ -61,10 +61,10 @@ fn a_copy_in_the_test_images_stops_the_run_unless_dropped_or_allowed() {
     rows += "copy.png,0,test\n";
     fs::write(folder.path().join("labels.csv"), rows).unwrap();
     let shared = gauges().join("set/labels.csv").display().to_string();
-    let mut config = config(
-        folder.path(),
-        &task(MODELS[2]).replace(&shared, "labels.csv"),
-    );
+    let text = task(MODELS[2])
+        .replace(&shared, "labels.csv")
+        .replace("val_fraction = 0.3", "val_fraction = 0.0");
+    let mut config = config(folder.path(), &text);
     let out = |name: &str| folder.path().join(name);
     let message = run(&config, &out("refused"), false)
         .unwrap_err()
