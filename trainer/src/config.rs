@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clip::Hints;
 use crate::clip::transformer::Precision;
-use crate::data::{Augment, Columns, Sampling, SplitPlan, Weighting};
+use crate::data::{Augment, Columns, LeakPolicy, Protocol, Sampling, SplitPlan, Weighting};
 use crate::model::numclip::HeadConfig;
 use crate::model::{Architecture, EncoderConfig, Norm, Padding};
 use crate::optim::{Freeze, OptimConfig, Schedule};
@@ -88,6 +88,12 @@ pub struct Data {
     /// How the images are divided.
     #[serde(default)]
     pub split: SplitPlan,
+    /// Folds, few-shot and other changes to that division.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// What to do about images and groups that splits share.
+    #[serde(default)]
+    pub leaks: LeakPolicy,
     /// What the images are, for the bundle's provenance.
     #[serde(default)]
     pub description: String,
@@ -244,12 +250,28 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the file and the field.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Self::read_with(path, |_| {})
+    }
+
+    /// As [`Config::read`], with a change to the task file's contents before
+    /// they are checked.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file and the field.
+    pub fn read_with(
+        path: &Path,
+        change: impl FnOnce(&mut toml::Table),
+    ) -> Result<Self, ConfigError> {
         let parse = || -> Result<Self, ConfigErrorKind> {
             let text = std::fs::read_to_string(path)?;
-            let mut config: Self = toml::from_str(&text)?;
+            // Parsed twice: errors of the text itself keep their line.
+            let _: Self = toml::from_str(&text)?;
+            let mut table: toml::Table = toml::from_str(&text)?;
+            change(&mut table);
+            let mut config: Self = table.clone().try_into()?;
             config.check()?;
             config.resolve(path.parent().unwrap_or(Path::new("")))?;
-            config.follow_checkpoint(&toml::from_str(&text)?)?;
+            config.follow_checkpoint(&table)?;
             config.check()?;
             Ok(config)
         };

@@ -34,7 +34,9 @@ use crate::quantize::affine::Affine;
 use crate::quantize::calibrate::calibrate;
 use crate::quantize::{int8, onnx, towers};
 use crate::report::{Measured, NamedMetrics, points};
-use measure::{Encoded, calibrate_interval};
+use measure::Encoded;
+
+pub use measure::calibrate_interval;
 
 /// What an export is asked.
 pub struct Options<'a> {

@@ -31,7 +31,7 @@ use progress::Progress;
 
 pub use checkpoint::Weights;
 pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
-pub use prepare::{Prepared, prepare, untrained};
+pub use prepare::{Prepared, prepare, prepare_for, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
 pub use start::WeightsSource;
 
@@ -157,6 +157,9 @@ fn good(checkpoint: &Option<PathBuf>) -> String {
 pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> {
     let device = Device::flex();
     let prepared = prepare(config, &device)?;
+    for warning in &prepared.warnings {
+        eprintln!("warning: {warning}");
+    }
     let run = Run::open(options.out, config, &prepared, options.resume)?;
     let mut state = State::new(config, &prepared, &device)?;
     if options.resume {

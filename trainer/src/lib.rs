@@ -18,3 +18,5 @@ pub mod fit;
 pub mod report;
 pub mod export;
 pub mod inspect;
+pub mod eval;
+pub mod study;

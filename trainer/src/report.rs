@@ -3,12 +3,12 @@
 //! The page is a single HTML file without scripts or outside resources; it
 //! follows the reader's light or dark theme.
 
-mod figures;
-mod page;
-mod plot;
+pub(crate) mod figures;
+pub(crate) mod page;
+pub(crate) mod plot;
 mod run;
 
-pub use run::{Measured, measure_best, of_run, points};
+pub use run::{Measured, of_run, points};
 
 use std::{
     fs::{self, File},

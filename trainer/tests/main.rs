@@ -7,3 +7,4 @@ mod clip;
 mod export;
 mod failures;
 mod resume;
+mod study;

@@ -89,6 +89,7 @@ impl Config {
         self.check_tuning()?;
         self.train.schedule.validate()?;
         self.check_encoder()?;
+        self.check_protocol()?;
         self.check_train()
     }
 
@@ -136,6 +137,38 @@ impl Config {
             "text.tune.base_ranks",
             "ranks = true beside it",
             &tune.ranks,
+        )
+    }
+
+    fn check_protocol(&self) -> Result<(), ConfigErrorKind> {
+        let protocol = &self.data.protocol;
+        require(
+            protocol
+                .fold
+                .is_none_or(|fold| fold.of >= 2 && (1..=fold.of).contains(&fold.number)),
+            "data.protocol.fold",
+            "a number from 1 to that of the folds, which is 2 or more",
+            &protocol.fold,
+        )?;
+        require(
+            protocol.fold.is_none() || protocol.leave_out.is_none(),
+            "data.protocol",
+            "fold or leave_out",
+            &"both",
+        )?;
+        require(
+            protocol.few_shot.is_none_or(|few| few.images > 0),
+            "data.protocol.few_shot.images",
+            "1 or more",
+            &0,
+        )?;
+        require(
+            protocol
+                .shift
+                .is_none_or(|shift| shift.keep > 0.0 && shift.keep < 1.0),
+            "data.protocol.shift.keep",
+            "above 0 and below 1",
+            &protocol.shift,
         )
     }
 

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     digest,
     error::{DataError, DataErrorKind as Kind},
+    fingerprint::Fingerprint,
+    leak::Leak,
 };
 
 /// Names of the columns of a CSV table; further columns are left alone.
@@ -105,6 +107,15 @@ impl Dataset {
         &self.samples
     }
 
+    /// The same images with other splits, one for each sample.
+    pub(super) fn with_splits(&self, splits: Vec<Option<String>>) -> Self {
+        let mut dataset = self.clone();
+        for (sample, split) in dataset.samples.iter_mut().zip(splits) {
+            sample.split = split;
+        }
+        dataset
+    }
+
     /// Labels of some samples.
     pub fn labels(&self, indices: &[usize]) -> Vec<f32> {
         indices.iter().map(|&i| self.samples[i].label).collect()
@@ -140,13 +151,14 @@ impl Dataset {
     }
 
     /// SHA-256, in hexadecimal, over paths, labels and image files. The order
-    /// of the rows does not matter.
-    ///
-    /// # Errors
-    ///
-    /// If an image cannot be read.
-    pub fn digest(&self) -> Result<String, DataError> {
-        digest::digest(&self.samples)
+    /// of the rows does not matter. `prints` are those of all samples.
+    pub fn digest(&self, prints: &[Fingerprint]) -> String {
+        digest::digest(&self.samples, prints)
+    }
+
+    /// The error about leaks between the splits of these images.
+    pub fn leaking(&self, leaks: Vec<Leak>) -> DataError {
+        self.error(None, Kind::Leaks(leaks))
     }
 
     pub(super) fn error(&self, line: impl Into<Option<u64>>, kind: Kind) -> DataError {
@@ -323,6 +335,7 @@ fn beside(table: &Path, name: &str) -> PathBuf {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::data::fingerprint::fingerprints;
 
     /// A folder with a table and an empty file for every image named.
     pub(in crate::data) fn folder(
@@ -472,12 +485,10 @@ pub(super) mod tests {
             "path,label\na.png,1\nb.png,2\n",
             "path,label\nb.png,2\na.png,1\n",
         ];
+        let digest = |dataset: &Dataset| dataset.digest(&fingerprints(dataset).unwrap());
         let digests = texts.map(|text| {
             let (_folder, path) = folder("t.csv", text, &["a.png", "b.png"]);
-            Dataset::open(&path, &Columns::default(), [0.0, 9.0])
-                .unwrap()
-                .digest()
-                .unwrap()
+            digest(&Dataset::open(&path, &Columns::default(), [0.0, 9.0]).unwrap())
         });
         assert_eq!(digests[0], digests[1]);
         assert_eq!(digests[0].len(), 64);
@@ -488,9 +499,9 @@ pub(super) mod tests {
             &["a.png", "b.png"],
         );
         let dataset = Dataset::open(&path, &Columns::default(), [0.0, 9.0]).unwrap();
-        let relabelled = dataset.digest().unwrap();
+        let relabelled = digest(&dataset);
         assert_ne!(relabelled, digests[0]);
         fs::write(folder.path().join("a.png"), "other").unwrap();
-        assert_ne!(dataset.digest().unwrap(), relabelled);
+        assert_ne!(digest(&dataset), relabelled);
     }
 }

@@ -7,6 +7,8 @@ use std::{
 
 use thiserror::Error;
 
+use super::leak::{self, Leak};
+
 /// A fault in a data set: where it is and what to do about it.
 #[derive(Debug)]
 pub struct DataError {
@@ -79,20 +81,6 @@ pub enum DataErrorKind {
         "split `{0}` is in none of train, val, test and ignore; add it to one of them under [data.split]"
     )]
     UnknownSplit(String),
-    /// A group has images in two splits.
-    #[error(
-        "group `{group}` is in {here} and, on line {other_line}, in {other}; put all its images into one split"
-    )]
-    GroupInTwoSplits {
-        /// Group.
-        group: String,
-        /// Split of this row.
-        here: &'static str,
-        /// Line of the other row.
-        other_line: u64,
-        /// Split of the other row.
-        other: &'static str,
-    },
     /// A split has no images.
     #[error("the {0} split has no images; see [data.split]")]
     EmptySplit(&'static str),
@@ -114,6 +102,45 @@ pub enum DataErrorKind {
         /// Groups there are.
         groups: usize,
     },
+    /// There are not enough groups for the folds.
+    #[error("{folds} folds cannot be made from {groups} group(s); ask for fewer folds")]
+    TooFewForFolds {
+        /// Folds wanted.
+        folds: usize,
+        /// Groups there are; an image without one is a group of its own.
+        groups: usize,
+    },
+    /// The table's folds are not those asked for.
+    #[error(
+        "the split column holds {} folds ({}), expected {of}; ask for that many, or make folds from the groups (data.protocol.fold.from, --folds-from groups)", values.len(), listed(values)
+    )]
+    FoldCount {
+        /// Values in the column.
+        values: Vec<String>,
+        /// Folds wanted.
+        of: usize,
+    },
+    /// No image belongs to the group to leave out.
+    #[error("no image belongs to group `{group}`; there are: {}", listed(known))]
+    UnknownGroup {
+        /// Group asked for.
+        group: String,
+        /// Groups in the table.
+        known: Vec<String>,
+    },
+    /// Nearly every image has a label of its own, so that labels are no classes.
+    #[error(
+        "{labels} different labels in {images} training images are no classes; count images by bin instead (per = \"bin\", --per bin)"
+    )]
+    NoClasses {
+        /// Different labels.
+        labels: usize,
+        /// Training images.
+        images: usize,
+    },
+    /// Images for testing were, or are nearly, trained on.
+    #[error("{}", leaks_message(.0))]
+    Leaks(Vec<Leak>),
     /// A bin that no training image falls into.
     #[error(
         "no training image falls into bin `{label}` ({start} to {end}); add images or merge the bin with a neighbour"
@@ -164,4 +191,21 @@ fn others(more: usize) -> String {
     } else {
         format!(", nor do {more} others")
     }
+}
+
+/// The first few of `names`, and how many more there are.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 12;
+    let shown = names[..names.len().min(MOST)].join(", ");
+    match names.len().saturating_sub(MOST) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+fn leaks_message(leaks: &[Leak]) -> String {
+    format!(
+        "the splits share what they must not:\n{}\ncorrect the table, leave the copies out (data.leaks = \"drop\", --leaks drop), or accept them (data.leaks = \"allow\", --leaks allow): the run then carries the warning",
+        leak::summary(leaks).join("\n")
+    )
 }

@@ -11,13 +11,18 @@ pub mod augment;
 pub mod dataset;
 mod digest;
 mod error;
+pub mod fingerprint;
+pub mod leak;
 pub mod loader;
+pub mod protocol;
 pub mod sampling;
 pub mod split;
 
 pub use augment::Augment;
 pub use dataset::{Columns, Dataset, Sample};
 pub use error::{DataError, DataErrorKind};
+pub use leak::{Leak, LeakPolicy};
 pub use loader::{Batch, Loader, LoaderConfig};
+pub use protocol::Protocol;
 pub use sampling::{Sampling, Weighting};
 pub use split::{SplitPlan, Splits};

@@ -7,7 +7,8 @@ use numclip::estimate::{Calibration, Estimator};
 use super::FitError;
 use super::start::{self, WeightsSource};
 use crate::config::Config;
-use crate::data::{Dataset, Splits};
+use crate::data::fingerprint::{Fingerprint, fingerprints};
+use crate::data::{DataError, Dataset, Leak, LeakPolicy, Splits, leak};
 use crate::model::numclip::NumClip;
 use crate::text::{
     BinEmbeddings, Prompt, TextSide, TextTower, bin_embeddings, load_bin_embeddings, ordinality,
@@ -19,6 +20,8 @@ pub struct Prepared {
     pub dataset: Dataset,
     /// Which of them are for what.
     pub splits: Splits,
+    /// What was found wrong with the data and accepted all the same.
+    pub warnings: Vec<String>,
     /// SHA-256 over paths, labels and images.
     pub digest: String,
     /// The bins as the text side sees them before training.
@@ -37,18 +40,74 @@ pub struct Prepared {
 /// [`FitError`] names the file, and the line where there is one.
 pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
     let dataset = Dataset::open(&config.data.table, &config.data.columns, config.task.range)?;
-    let splits = Splits::new(&dataset, &config.data.split)?;
+    let prints = fingerprints(&dataset)?;
+    let (splits, warnings) = splits(config, &dataset, &prints)?;
     let (embeddings, tower) = embeddings(config, device)?;
-    let digest = dataset.digest()?;
     Ok(Prepared {
         ordinality: ordinality(&embeddings),
+        digest: dataset.digest(&prints),
         init: start::source(config)?,
         dataset,
         splits,
-        digest,
+        warnings,
         embeddings,
         tower: tower.filter(|_| config.text.tune.tunes_prompt()),
     })
+}
+
+/// Other images to measure a task's model on: all of them are the test split.
+///
+/// # Errors
+/// [`FitError`] when there are no bin embeddings.
+pub fn prepare_for(
+    config: &Config,
+    dataset: Dataset,
+    device: &Device,
+) -> Result<Prepared, FitError> {
+    let (embeddings, tower) = embeddings(config, device)?;
+    let splits = Splits {
+        test: (0..dataset.samples().len()).collect(),
+        ..Splits::default()
+    };
+    Ok(Prepared {
+        ordinality: ordinality(&embeddings),
+        digest: String::new(),
+        init: start::source(config)?,
+        dataset,
+        splits,
+        warnings: Vec::new(),
+        embeddings,
+        tower: tower.filter(|_| config.text.tune.tunes_prompt()),
+    })
+}
+
+/// The splits that the configuration asks for, and what is to be said of the
+/// leaks between them.
+fn splits(
+    config: &Config,
+    dataset: &Dataset,
+    prints: &[Fingerprint],
+) -> Result<(Splits, Vec<String>), DataError> {
+    let data = &config.data;
+    let mut splits = data
+        .protocol
+        .splits(dataset, &data.split, &config.bin, config.train.seed)?;
+    let leaks = leak::find(dataset, &splits, prints);
+    if leaks.is_empty() {
+        return Ok((splits, Vec::new()));
+    }
+    let mendable = leaks.iter().all(Leak::is_copy);
+    let what = match data.leaks {
+        LeakPolicy::Drop if mendable => {
+            leak::drop_copies(&mut splits, &leaks);
+            "left out of training"
+        }
+        LeakPolicy::Allow => "allowed by data.leaks",
+        LeakPolicy::Refuse | LeakPolicy::Drop => return Err(dataset.leaking(leaks)),
+    };
+    let mut warnings = vec![format!("leaks between the splits, {what}:")];
+    warnings.extend(leak::summary(&leaks));
+    Ok((splits, warnings))
 }
 
 /// The model at the start of training.

@@ -35,6 +35,9 @@ pub struct Provenance {
     pub data_digest: String,
     /// Number of images for training, validation and test.
     pub images: [usize; 3],
+    /// What was found wrong with the data and accepted all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Where the bin embeddings come from.
     pub text: TextSource,
     /// How well the bin embeddings follow the order of the bins, 0 to 1.
@@ -86,7 +89,7 @@ impl Run {
         prepared: &Prepared,
         resume: bool,
     ) -> Result<Self, FitError> {
-        let begun = folder.join(CHECKPOINT).is_file();
+        let begun = Self::is_begun(folder);
         match (resume, begun) {
             (false, true) => return Err(FitError::Exists(folder.into())),
             (true, false) => return Err(FitError::NothingToResume(folder.into())),
@@ -100,6 +103,11 @@ impl Run {
             folder: folder.into(),
             metrics: RefCell::new(metrics),
         })
+    }
+
+    /// Whether `folder` holds a run that can be resumed.
+    pub fn is_begun(folder: &Path) -> bool {
+        folder.join(CHECKPOINT).is_file()
     }
 
     /// Opens a run to read from it: its task file and what it was made from.
@@ -217,6 +225,7 @@ fn provenance(prepared: &Prepared) -> Provenance {
         trainer: env!("CARGO_PKG_VERSION").into(),
         data_digest: prepared.digest.clone(),
         images: [splits.train.len(), splits.val.len(), splits.test.len()],
+        warnings: prepared.warnings.clone(),
         text: prepared.embeddings.source.clone(),
         ordinality: prepared.ordinality,
         init: prepared.init.clone(),

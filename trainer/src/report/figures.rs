@@ -13,7 +13,7 @@ use super::{
 const MOST_DOTS: usize = 2000;
 
 /// All charts that the report has data for.
-pub(super) fn all(report: &RunReport) -> Vec<String> {
+pub(crate) fn all(report: &RunReport) -> Vec<String> {
     let mut figures = Vec::new();
     if !report.epochs.is_empty() || !report.steps.is_empty() {
         figures.push(loss(&report.steps, &report.epochs));
@@ -195,23 +195,67 @@ fn confusion(bins: &[Bin], estimates: &[EstimatePoint]) -> String {
 }
 
 fn cell(x: f64, y: f64, side: f64, share: f64, count: usize) -> String {
-    let class = if share > 0.55 { "on" } else { "off" };
     let text = if side < 18.0 || count == 0 {
         String::new()
     } else {
         count.to_string()
     };
+    let hint = format!("{count}, {:.0} % of the row", share * 100.0);
+    shaded(x, y, side, share, &hint, &text)
+}
+
+fn shaded(x: f64, y: f64, side: f64, share: f64, hint: &str, text: &str) -> String {
+    let class = if share > 0.55 { "on" } else { "off" };
     format!(
-        r#"<rect class="cell" x="{:.1}" y="{:.1}" width="{:.1}" height="{:.1}" rx="3" style="fill-opacity:{:.3}"><title>{count}, {:.0} % of the row</title></rect><text class="count {class}" text-anchor="middle" x="{:.1}" y="{:.1}">{text}</text>"#,
+        r#"<rect class="cell" x="{:.1}" y="{:.1}" width="{:.1}" height="{:.1}" rx="3" style="fill-opacity:{:.3}"><title>{}</title></rect><text class="count {class}" text-anchor="middle" x="{:.1}" y="{:.1}">{text}</text>"#,
         x + 1.0,
         y + 1.0,
         side - 2.0,
         side - 2.0,
         0.06 + 0.94 * share,
-        share * 100.0,
+        escape(hint),
         x + side / 2.0,
         y + side / 2.0 + 4.0
     )
+}
+
+/// Cosine similarities of the bin embeddings; shade runs from the least to the
+/// largest of them.
+pub(crate) fn similarities(title: &str, labels: &[String], rows: &[Vec<f32>]) -> String {
+    let all = || rows.iter().flatten().copied();
+    let (low, high) = (
+        all().fold(f32::MAX, f32::min),
+        all().fold(f32::MIN, f32::max),
+    );
+    let (left, top, side) = (112.0, 14.0, 300.0 / rows.len().max(1) as f64);
+    let mut svg = String::new();
+    for (y, (row, label)) in rows.iter().zip(labels).enumerate() {
+        let _ = write!(
+            svg,
+            r#"<text class="tick" text-anchor="end" x="{:.1}" y="{:.1}">{}</text>"#,
+            left - 8.0,
+            top + side * (y as f64 + 0.5) + 4.0,
+            escape(&shortened(label, 16))
+        );
+        for (x, &value) in row.iter().enumerate() {
+            let share = f64::from((value - low) / (high - low).max(f32::MIN_POSITIVE));
+            let text = if side < 30.0 {
+                String::new()
+            } else {
+                format!("{value:.2}")
+            };
+            let hint = format!("{label} and {}: {value:.4}", labels[x]);
+            svg += &shaded(
+                left + side * x as f64,
+                top + side * y as f64,
+                side,
+                share,
+                &hint,
+                &text,
+            );
+        }
+    }
+    figure(title, "", 480.0, top + 314.0, &svg)
 }
 
 /// Share of labels inside the interval, from the narrowest fifth of the

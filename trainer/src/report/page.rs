@@ -7,18 +7,8 @@ use numclip::metrics::Metrics;
 use super::{RunReport, figures, plot::escape};
 
 /// The whole page.
-pub(super) fn render(report: &RunReport) -> String {
-    let title = escape(&report.title);
-    let mut page = format!(
-        r#"<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{STYLE}</style></head><body>
-<h1>{title}</h1>
-<p class="subtitle">{}</p>
-"#,
-        escape(&report.subtitle)
-    );
-    page += &results(report);
+pub(crate) fn render(report: &RunReport) -> String {
+    let mut page = results(report);
     let figures = figures::all(report);
     if !figures.is_empty() {
         let _ = write!(page, r#"<div class="figures">{}</div>"#, figures.concat());
@@ -31,7 +21,40 @@ pub(super) fn render(report: &RunReport) -> String {
             "<h2>Task file, resolved</h2><details><summary>show</summary><pre>{config}</pre></details>"
         );
     }
-    page + "</body></html>\n"
+    document(&report.title, &report.subtitle, &page)
+}
+
+/// A page with its title around `body` (HTML).
+pub(crate) fn document(title: &str, subtitle: &str, body: &str) -> String {
+    let (title, subtitle) = (escape(title), escape(subtitle));
+    format!(
+        r#"<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{STYLE}</style></head><body>
+<h1>{title}</h1>
+<p class="subtitle">{subtitle}</p>
+{body}</body></html>
+"#
+    )
+}
+
+/// A table with its heading; the first cell of a row is its name.
+pub(crate) fn table(heading: &str, columns: &[&str], rows: &[Vec<String>]) -> String {
+    let mut table = format!(
+        r#"<h2>{}</h2><div class="scroll"><table><tr>"#,
+        escape(heading)
+    );
+    for column in columns {
+        let _ = write!(table, "<th>{}</th>", escape(column));
+    }
+    for row in rows {
+        table += "</tr><tr>";
+        for (place, cell) in row.iter().enumerate() {
+            let tag = if place == 0 { "th" } else { "td" };
+            let _ = write!(table, "<{tag}>{}</{tag}>", escape(cell));
+        }
+    }
+    table + "</tr></table></div>"
 }
 
 /// One row for each measure, one column for each model.
@@ -126,9 +149,12 @@ svg text{fill:var(--soft);font-size:11.5px}
 svg .count.off{fill:var(--ink)}svg .count.on{fill:var(--card)}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;background:var(--card);border:1px solid var(--edge);border-radius:10px;font-variant-numeric:tabular-nums}
-th,td{padding:7px 18px;border-top:1px solid var(--edge);text-align:right}tr:first-child th{border-top:0}
+th,td{padding:7px 16px;white-space:nowrap;border-top:1px solid var(--edge);text-align:right}tr:first-child th{border-top:0}
 th:first-child{text-align:left;font-weight:400;color:var(--soft)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 20px;margin:0}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px}
+.sheet figure{padding:8px}.sheet img{display:block;width:100%;aspect-ratio:1;object-fit:contain;border-radius:6px}
+.sheet figcaption{display:block;margin:6px 0 0;font-weight:400;font-size:13px;overflow-wrap:anywhere}.sheet small{color:var(--soft)}
 summary{cursor:pointer;color:var(--soft)}
 pre{padding:14px 16px;overflow-x:auto;background:var(--card);border:1px solid var(--edge);border-radius:10px;font:13px/1.5 ui-monospace,monospace}
 ";

@@ -10,10 +10,10 @@ const TOP: f64 = 12.0;
 const BOTTOM: f64 = 46.0;
 
 /// Point of a chart, in the units of its axes.
-pub(super) type At = (f64, f64);
+pub(crate) type At = (f64, f64);
 
 /// Numbers along one side of a chart.
-pub(super) struct Axis {
+pub(crate) struct Axis {
     low: f64,
     high: f64,
     step: f64,
@@ -21,7 +21,7 @@ pub(super) struct Axis {
 }
 
 /// Chart under construction.
-pub(super) struct Plot {
+pub(crate) struct Plot {
     x: Axis,
     y: Axis,
     marks: String,
@@ -30,7 +30,7 @@ pub(super) struct Plot {
 
 impl Axis {
     /// Covers all finite values, with round numbers at its ends.
-    pub(super) fn around(label: &str, values: impl IntoIterator<Item = f64>) -> Self {
+    pub(crate) fn around(label: &str, values: impl IntoIterator<Item = f64>) -> Self {
         let finite = values.into_iter().filter(|v| v.is_finite());
         let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
             (low.min(v), high.max(v))
@@ -50,7 +50,7 @@ impl Axis {
     }
 
     /// As [`Axis::around`], with zero among the values.
-    pub(super) fn from_zero(label: &str, values: impl IntoIterator<Item = f64>) -> Self {
+    pub(crate) fn from_zero(label: &str, values: impl IntoIterator<Item = f64>) -> Self {
         Self::around(label, values.into_iter().chain([0.0]))
     }
 
@@ -93,7 +93,7 @@ fn round_step(rough: f64) -> f64 {
 
 impl Plot {
     /// An empty chart.
-    pub(super) fn new(x: Axis, y: Axis) -> Self {
+    pub(crate) fn new(x: Axis, y: Axis) -> Self {
         Self {
             x,
             y,
@@ -103,7 +103,7 @@ impl Plot {
     }
 
     /// Line through the finite ones of some points; `series` is a colour class.
-    pub(super) fn line(&mut self, series: &str, points: &[At]) {
+    pub(crate) fn line(&mut self, series: &str, points: &[At]) {
         let path = self.path(points);
         let _ = write!(
             self.marks,
@@ -112,7 +112,7 @@ impl Plot {
     }
 
     /// Area between a lower and an upper line.
-    pub(super) fn band(&mut self, series: &str, lower: &[At], upper: &[At]) {
+    pub(crate) fn band(&mut self, series: &str, lower: &[At], upper: &[At]) {
         let outline: Vec<At> = lower.iter().chain(upper.iter().rev()).copied().collect();
         let path = self.path(&outline);
         let _ = write!(
@@ -122,7 +122,7 @@ impl Plot {
     }
 
     /// Dots with a text shown when pointed at.
-    pub(super) fn dots(&mut self, series: &str, radius: f64, points: &[(At, String)]) {
+    pub(crate) fn dots(&mut self, series: &str, radius: f64, points: &[(At, String)]) {
         for ((x, y), text) in points
             .iter()
             .filter(|((x, y), _)| x.is_finite() && y.is_finite())
@@ -137,7 +137,7 @@ impl Plot {
     }
 
     /// Upright bar from zero, `width` wide in units of the x axis.
-    pub(super) fn bar(&mut self, series: &str, (x, y): At, width: f64, text: &str) {
+    pub(crate) fn bar(&mut self, series: &str, (x, y): At, width: f64, text: &str) {
         let (left, right) = (self.across(x - width / 2.0), self.across(x + width / 2.0));
         let (top, bottom) = (self.up(y), self.up(0.0));
         let _ = write!(
@@ -150,7 +150,7 @@ impl Plot {
     }
 
     /// Entry of the legend.
-    pub(super) fn name(&mut self, series: &str, name: &str) {
+    pub(crate) fn name(&mut self, series: &str, name: &str) {
         let _ = write!(
             self.legend,
             r#"<span><i class="{series}"></i>{}</span>"#,
@@ -159,7 +159,7 @@ impl Plot {
     }
 
     /// The chart as a figure with its title.
-    pub(super) fn finish(self, title: &str) -> String {
+    pub(crate) fn finish(self, title: &str) -> String {
         let axes = self.axes();
         figure(title, &self.legend, WIDTH, HEIGHT, &(axes + &self.marks))
     }
@@ -216,7 +216,7 @@ impl Plot {
 }
 
 /// Titled SVG of the given size.
-pub(super) fn figure(title: &str, legend: &str, width: f64, height: f64, content: &str) -> String {
+pub(crate) fn figure(title: &str, legend: &str, width: f64, height: f64, content: &str) -> String {
     let title = escape(title);
     format!(
         r#"<figure><figcaption>{title}<div class="legend">{legend}</div></figcaption><svg viewBox="0 0 {width} {height}" role="img" aria-label="{title}">{content}</svg></figure>"#
@@ -224,7 +224,7 @@ pub(super) fn figure(title: &str, legend: &str, width: f64, height: f64, content
 }
 
 /// Text made safe for HTML and for attributes.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

@@ -2,15 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use numclip::estimate::Estimate;
 
 use super::{EpochPoint, EstimatePoint, NamedMetrics, RunReport, StepPoint, write_html};
 use crate::config::Config;
-use crate::fit::{
-    EpochRecord, FitError, Prepared, Provenance, Run, StepRecord, Weights, evaluate, loader,
-    prepare, untrained,
-};
+use crate::fit::{EpochRecord, FitError, Prepared, Provenance, Run, StepRecord};
 
 /// What a trained or exported model was measured on.
 #[derive(Clone, Debug, Default)]
@@ -55,36 +51,6 @@ pub fn of_run(folder: &Path, measured: Measured) -> Result<PathBuf, FitError> {
     write_html(folder, &report).map_err(|error| fail(&error))
 }
 
-/// Measures the best weights of a finished run on its test images, or on the
-/// validation images where there is no test split.
-///
-/// # Errors
-/// [`FitError`] when the run or its images cannot be read.
-pub fn measure_best(folder: &Path) -> Result<Measured, FitError> {
-    let (run, config, _) = Run::read(folder)?;
-    let device = Device::flex();
-    let prepared = prepare(&config, &device)?;
-    let model = run.load(untrained(&config, &prepared, &device)?, Weights::Best)?;
-    let splits = &prepared.splits;
-    let (name, indices) = if splits.test.is_empty() {
-        ("val", &splits.val)
-    } else {
-        ("test", &splits.test)
-    };
-    let loader = loader(&config, &prepared, indices, None)?;
-    let evaluation = evaluate(&config, &prepared, &model, &loader)?;
-    let name = format!("{name}, f32");
-    let named = |metrics| NamedMetrics {
-        name: name.clone(),
-        metrics,
-    };
-    Ok(Measured {
-        results: evaluation.metrics.into_iter().map(named).collect(),
-        estimates: points(&prepared, &evaluation.indices, &evaluation.estimates),
-        estimates_of: name,
-    })
-}
-
 /// Estimates of the images at `indices` as points of the report.
 pub fn points(
     prepared: &Prepared,
@@ -123,6 +89,10 @@ fn epoch_point(epoch: &EpochRecord) -> EpochPoint {
 
 fn facts(config: &Config, provenance: &Provenance) -> Vec<(String, String)> {
     let [train, val, test] = provenance.images;
+    let warnings = provenance
+        .warnings
+        .iter()
+        .map(|line| ("Warning", line.clone()));
     let pairs = [
         ("Trainer", provenance.trainer.clone()),
         ("Data", config.data.description.clone()),
@@ -138,5 +108,6 @@ fn facts(config: &Config, provenance: &Provenance) -> Vec<(String, String)> {
         ),
         ("Seed", config.train.seed.to_string()),
     ];
-    pairs.map(|(name, value)| (name.to_owned(), value)).to_vec()
+    let all = pairs.into_iter().chain(warnings);
+    all.map(|(name, value)| (name.to_owned(), value)).collect()
 }

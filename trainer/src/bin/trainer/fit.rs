@@ -5,8 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use numclip_trainer::config::Config;
-use numclip_trainer::fit::{Options, Outcome, fit};
+use numclip_trainer::eval;
+use numclip_trainer::fit::{Options, Outcome, Run, fit};
 use numclip_trainer::report;
+
+use crate::plan::default_folder;
+use crate::variant::{Changes, Single};
 
 /// Train the model that a task file describes.
 ///
@@ -17,17 +21,27 @@ use numclip_trainer::report;
 Examples:
   trainer fit trainer/tasks/gauge.toml
   trainer fit task.toml --out runs/second-try
+  trainer fit task.toml --fold 2/5 --seed 3      (into runs/NAME-fold2of5-seed3)
+  trainer fit task.toml --few-shot 4 --set train.epochs=20
   trainer fit task.toml --resume")]
 pub struct Fit {
     /// Task file
     #[arg(value_name = "TASK.toml")]
     task: PathBuf,
-    /// Folder of the run [default: runs/NAME]
+    #[command(flatten)]
+    single: Single,
+    #[command(flatten)]
+    changes: Changes,
+    /// Folder of the run [default: runs/NAME, with what the flags change]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Go on where the run in that folder stopped
     #[arg(long)]
     resume: bool,
+    /// Start the run, go on with it, or do nothing if it is done: for queues
+    /// that start a job again
+    #[arg(long, conflicts_with = "resume")]
+    requeue: bool,
     /// What to compute on
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     device: Device,
@@ -43,27 +57,31 @@ enum Device {
 
 impl Fit {
     pub fn run(self) -> Result<()> {
-        let config = Config::read(&self.task)?;
+        let variant = self.single.variant(&self.changes);
+        let config = variant.read(&self.task)?;
         let out = self
             .out
-            .unwrap_or_else(|| Path::new("runs").join(&config.task.name));
+            .unwrap_or_else(|| default_folder(&config, &variant));
+        if self.requeue && is_done(&out) {
+            eprintln!("done already: {}", out.display());
+            return Ok(());
+        }
         let interrupt = crate::interrupt_flag()?;
         let options = Options {
             out: &out,
-            resume: self.resume,
+            resume: self.resume || (self.requeue && Run::is_begun(&out)),
             interrupt: &interrupt,
         };
         let outcome = fit(&config, &options)?;
         if outcome.interrupted {
             bail!(
-                "stopped in epoch {}; go on with: trainer fit {} --out {} --resume",
+                "stopped in epoch {}; go on with the same command and --resume (folder {})",
                 outcome.epochs + 1,
-                self.task.display(),
                 out.display()
             );
         }
 
-        let page = report::of_run(&out, report::measure_best(&out)?)?;
+        let page = measure(&out)?;
         eprintln!("{}", summary(&config, &outcome));
         eprintln!("report: {}", page.display());
         eprintln!(
@@ -73,6 +91,19 @@ impl Fit {
         );
         Ok(())
     }
+}
+
+/// Measures the best weights on the run's test images (validation where there
+/// are none), keeps the estimates in the run's folder and writes its report.
+fn measure(out: &Path) -> Result<PathBuf> {
+    let subject = eval::Subject::at(out)?;
+    let evaluation = eval::evaluate(&subject, &eval::Images::default(), 0)?;
+    evaluation.write(&out.join("eval"), &evaluation.images)?;
+    Ok(report::of_run(out, evaluation.measured())?)
+}
+
+fn is_done(out: &Path) -> bool {
+    out.join(report::FILE_NAME).is_file()
 }
 
 fn summary(config: &Config, outcome: &Outcome) -> String {

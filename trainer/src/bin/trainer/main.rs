@@ -1,9 +1,13 @@
 //! `trainer`: fine-tunes a NumCLIP image encoder and exports it for `numclip`.
 
+mod eval;
 mod export;
 mod fit;
 mod inspect;
+mod plan;
+mod report;
 mod synth;
+mod variant;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,6 +36,9 @@ struct Cli {
 enum Command {
     Synth(synth::Synth),
     Fit(fit::Fit),
+    Plan(plan::Plan),
+    Eval(eval::Eval),
+    Report(report::Report),
     Export(export::Export),
     Inspect(inspect::Inspect),
 }
@@ -41,6 +48,9 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Synth(command) => command.run(),
         Command::Fit(command) => command.run(),
+        Command::Plan(command) => command.run(),
+        Command::Eval(command) => command.run(),
+        Command::Report(command) => command.run(),
         Command::Export(command) => command.run(),
         Command::Inspect(command) => command.run(),
     };

@@ -1,0 +1,142 @@
+//! `trainer eval`
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use numclip_trainer::data::Columns;
+use numclip_trainer::eval::{Evaluation, Images, Part, Subject, evaluate};
+
+/// Measure a run, its weights or a bundle on labelled images.
+///
+/// Prints measures with 95 % bootstrap intervals (whole groups are resampled
+/// where there are groups) and errors by bin; writes a page with charts, errors
+/// by range and group, and the worst images.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  trainer eval runs/gauge                              (its own test images)
+  trainer eval runs/gauge/checkpoint.safetensors --split val
+  trainer eval models/gauge --data data/gauge-test/labels.csv --out evaluation
+  trainer eval models/tomato-freshness --data labels.csv --split-column fold --split 3 \\
+      --group-column tomato_id")]
+pub struct Eval {
+    /// Folder of a run, a weights file in it, or a bundle
+    #[arg(value_name = "RUN|WEIGHTS|BUNDLE")]
+    subject: PathBuf,
+    /// Table of other images than the run's own
+    #[arg(long, value_name = "CSV")]
+    data: Option<PathBuf>,
+    /// train, val or test; with --data a value of the split column [default: test, or all of --data]
+    #[arg(long, value_name = "SPLIT")]
+    split: Option<String>,
+    /// Column of --data with the split
+    #[arg(long, value_name = "NAME", requires = "data")]
+    split_column: Option<String>,
+    /// Column of --data with the group
+    #[arg(long, value_name = "NAME", requires = "data")]
+    group_column: Option<String>,
+    /// Folder for page, measures and single estimates [default: eval in the run's folder]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Seed of the bootstrap
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// All measures as one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+impl Eval {
+    pub fn run(self) -> Result<()> {
+        let subject = Subject::at(&self.subject)?;
+        let columns =
+            (self.split_column.is_some() || self.group_column.is_some()).then(|| Columns {
+                split: self.split_column.clone(),
+                group: self.group_column.clone(),
+                ..Columns::default()
+            });
+        let images = Images {
+            table: self.data.clone(),
+            columns,
+            split: self.split.clone(),
+        };
+        let evaluation = evaluate(&subject, &images, self.seed)?;
+        match self.json {
+            true => println!("{}", serde_json::to_string(&evaluation)?),
+            false => print(&evaluation),
+        }
+        if let Some(folder) = self.folder(&subject) {
+            let page = evaluation.write(&folder, &self.stem(&evaluation))?;
+            eprintln!("report: {}", page.display());
+        }
+        match evaluation.skipped.as_slice() {
+            [] => Ok(()),
+            [first, ..] => bail!(
+                "{} images could not be read, the first: {first}",
+                evaluation.skipped.len()
+            ),
+        }
+    }
+
+    fn folder(&self, subject: &Subject) -> Option<PathBuf> {
+        match (&self.out, subject) {
+            (Some(folder), _) => Some(folder.clone()),
+            (None, Subject::Run { folder, .. }) => Some(folder.join("eval")),
+            (None, Subject::Bundle(_)) => None,
+        }
+    }
+
+    /// `test`, `val`, … for the run's own images, otherwise the table's name.
+    fn stem(&self, evaluation: &Evaluation) -> String {
+        let Some(table) = &self.data else {
+            let last = self.subject.ends_with("checkpoint.safetensors");
+            return format!("{}{}", evaluation.images, if last { "-last" } else { "" });
+        };
+        let name = table.file_stem().unwrap_or_default().to_string_lossy();
+        match &self.split {
+            Some(split) => format!("{name}-{split}"),
+            None => name.into_owned(),
+        }
+    }
+}
+
+/// The measures for a terminal.
+pub fn print(evaluation: &Evaluation) {
+    println!(
+        "{}: {} images, {}",
+        evaluation.subject, evaluation.count, evaluation.images
+    );
+    for measure in &evaluation.measures {
+        let interval = measure.interval.map_or(String::new(), |[low, high]| {
+            format!("[{}, {}]", measure.text(low), measure.text(high))
+        });
+        println!(
+            "  {:<28} {:>9}  {interval}",
+            measure.name(&evaluation.unit),
+            measure.text(measure.value)
+        );
+    }
+    let names = evaluation
+        .by_bin
+        .iter()
+        .map(|part| part.name.chars().count());
+    let width = names.max().unwrap_or(0).max(6);
+    println!();
+    println!(
+        "  {:<width$} {:>7} {:>8} {:>8} {:>10}",
+        "bin", "images", "mae", "bias", "bin right"
+    );
+    for Part {
+        name,
+        count,
+        mae,
+        bias,
+        accuracy,
+        ..
+    } in &evaluation.by_bin
+    {
+        let right = format!("{:.1} %", accuracy * 100.0);
+        println!("  {name:<width$} {count:>7} {mae:>8.3} {bias:>+8.3} {right:>10}");
+    }
+}

@@ -1,0 +1,146 @@
+//! The flags by which a run departs from its task file.
+
+use clap::{Args, ValueEnum};
+use numclip_trainer::data::LeakPolicy;
+use numclip_trainer::data::protocol::{Class, FewShot, Fold, FoldSource, Shift};
+use numclip_trainer::study::{Set, Variant};
+
+/// What `fit` and `plan` share.
+#[derive(Args)]
+pub struct Changes {
+    /// Thin the C largest classes of the training images to a share S
+    #[arg(long, value_name = "C:S", value_parser = parse_shift)]
+    shift: Option<(usize, f32)>,
+    /// What --few-shot and --shift count images by
+    #[arg(long, value_enum, default_value_t = Per::Label)]
+    per: Per,
+    /// Where folds come from
+    #[arg(long, value_enum, default_value_t = From::Auto)]
+    folds_from: From,
+    /// What to do about images and groups that splits share [default: as the task file says, or refuse]
+    #[arg(long, value_enum)]
+    leaks: Option<Leaks>,
+    /// Any value of the task file by its dotted key; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<Set>,
+}
+
+/// What a single run adds to them.
+#[derive(Args)]
+pub struct Single {
+    /// Test on fold N of K, train on the others
+    #[arg(long, value_name = "N/K", value_parser = parse_fold, conflicts_with = "leave_out")]
+    fold: Option<(usize, usize)>,
+    /// Test on this group, train on the others
+    #[arg(long, value_name = "GROUP")]
+    leave_out: Option<String>,
+    /// Train on so many images of each label or bin
+    #[arg(long, value_name = "IMAGES")]
+    few_shot: Option<usize>,
+    /// Seed of weights, order, augmentation and few-shot draws
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Per {
+    Label,
+    Bin,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum From {
+    /// The split column where there is one, else the groups
+    Auto,
+    /// The values of the split column
+    Column,
+    /// Whole groups, dealt out evenly
+    Groups,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Leaks {
+    /// Do not train
+    Refuse,
+    /// Leave copies out of training
+    Drop,
+    /// Train, and record them with the run
+    Allow,
+}
+
+impl Changes {
+    /// These changes alone.
+    pub fn variant(&self) -> Variant {
+        Variant {
+            shift: self.shift.map(|(classes, keep)| Shift {
+                classes,
+                keep,
+                per: self.per(),
+            }),
+            leaks: self.leaks.map(|leaks| match leaks {
+                Leaks::Refuse => LeakPolicy::Refuse,
+                Leaks::Drop => LeakPolicy::Drop,
+                Leaks::Allow => LeakPolicy::Allow,
+            }),
+            set: self.set.clone(),
+            ..Variant::default()
+        }
+    }
+
+    /// What a class is.
+    pub fn per(&self) -> Class {
+        match self.per {
+            Per::Label => Class::Label,
+            Per::Bin => Class::Bin,
+        }
+    }
+
+    /// Where folds come from.
+    pub fn folds_from(&self) -> FoldSource {
+        match self.folds_from {
+            From::Auto => FoldSource::Auto,
+            From::Column => FoldSource::Column,
+            From::Groups => FoldSource::Groups,
+        }
+    }
+}
+
+impl Single {
+    /// All changes of a single run.
+    pub fn variant(&self, changes: &Changes) -> Variant {
+        Variant {
+            fold: self.fold.map(|(number, of)| Fold {
+                number,
+                of,
+                from: changes.folds_from(),
+            }),
+            leave_out: self.leave_out.clone(),
+            few_shot: self.few_shot.map(|images| FewShot {
+                images,
+                val_images: None,
+                per: changes.per(),
+            }),
+            seed: self.seed,
+            ..changes.variant()
+        }
+    }
+}
+
+fn parse_fold(text: &str) -> Result<(usize, usize), String> {
+    let parse = || {
+        let (number, of) = text.split_once('/')?;
+        Some((number.parse().ok()?, of.parse().ok()?))
+    };
+    match parse() {
+        Some((number, of)) if (1..=of).contains(&number) && of > 1 => Ok((number, of)),
+        _ => Err("expected N/K such as 2/5, counted from 1".into()),
+    }
+}
+
+fn parse_shift(text: &str) -> Result<(usize, f32), String> {
+    let parse = || {
+        let (classes, keep) = text.split_once(':')?;
+        Some((classes.parse().ok()?, keep.parse().ok()?))
+    };
+    parse().ok_or_else(|| "expected CLASSES:SHARE such as 10:0.1".into())
+}
