@@ -120,10 +120,13 @@ pub fn untrained(
     prepared: &Prepared,
     device: &Device,
 ) -> Result<NumClip, FitError> {
-    device.seed(config.train.seed);
+    let seed = config.train.seed;
     let encoder = start::encoder(config, prepared.embeddings.dim, device)?;
     let text = text_side(config, prepared, device)?;
-    Ok(config.model.head.build(encoder, text, &config.bin, device))
+    Ok(config
+        .model
+        .head
+        .build(encoder, text, &config.bin, seed, device))
 }
 
 fn text_side(config: &Config, prepared: &Prepared, device: &Device) -> Result<TextSide, FitError> {

@@ -4,10 +4,9 @@
 //! [`ConvEncoder::fold`] turns one into plain values.
 
 use burn::module::Module;
-use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -111,7 +110,12 @@ impl EncoderConfig {
     pub(super) fn build(&self, seed: u64, device: &Device) -> ConvEncoder {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let features = self.features(&mut rng, device);
-        let head = head(features.channels(), self.embedding, &mut rng, device);
+        let head = layers::linear(
+            [features.channels(), self.embedding],
+            true,
+            &mut rng,
+            device,
+        );
         ConvEncoder {
             features,
             head,
@@ -233,24 +237,6 @@ impl Features {
     }
 }
 
-/// A linear layer with values uniform within ±1/√inputs.
-fn head(inputs: usize, outputs: usize, rng: &mut impl Rng, device: &Device) -> Linear {
-    let bound = (inputs as f32).sqrt().recip();
-    let mut draw = |n: usize| (0..n).map(|_| rng.random_range(-bound..bound)).collect();
-    Linear {
-        weight: Param::from_tensor(layers::tensor(
-            draw(inputs * outputs),
-            [inputs, outputs],
-            device,
-        )),
-        bias: Some(Param::from_tensor(layers::tensor(
-            draw(outputs),
-            [outputs],
-            device,
-        ))),
-    }
-}
-
 fn one() -> f64 {
     1.0
 }
@@ -258,7 +244,8 @@ fn one() -> f64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use burn::module::{ModuleMapper, ModuleVisitor};
+    use burn::module::{ModuleMapper, ModuleVisitor, Param};
+    use rand::RngExt;
 
     /// Moves every value a little, so that no scale is one and no mean zero.
     pub(in crate::model) struct Scramble(pub ChaCha8Rng);

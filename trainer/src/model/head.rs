@@ -12,6 +12,9 @@ use burn::module::{Initializer, Module};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::{relu, softmax};
 use burn::tensor::{Device, Tensor};
+use rand::Rng;
+
+use super::layers::linear;
 
 /// The smallest denominator of [`Ssr`]: with λ = 1 an offset of −1 would divide by 0.
 ///
@@ -43,16 +46,17 @@ pub struct AdapterWeights {
 impl Adapter {
     /// An adapter for embeddings of width `dim` with a bottleneck of `dim / reduction` (at least
     /// 1). The paper uses a reduction of 4 and a ratio of 0.8.
-    pub fn new(dim: usize, reduction: usize, ratio: f64, device: &Device) -> Self {
+    pub fn new(
+        dim: usize,
+        reduction: usize,
+        ratio: f64,
+        rng: &mut impl Rng,
+        device: &Device,
+    ) -> Self {
         let hidden = (dim / reduction).max(1);
-        let layer = |input, output| {
-            LinearConfig::new(input, output)
-                .with_bias(false)
-                .init(device)
-        };
         Self {
-            down: layer(dim, hidden),
-            up: layer(hidden, dim),
+            down: linear([dim, hidden], false, rng, device),
+            up: linear([hidden, dim], false, rng, device),
             ratio,
         }
     }
@@ -148,10 +152,10 @@ impl Ssr {
     ///
     /// The offsets begin at 0, so training starts from the mean of the starts, well away from
     /// small denominators.
-    pub fn new(starts: Vec<f32>, lambda: f64, device: &Device) -> Self {
+    pub fn new(starts: Vec<f32>, lambda: f64, rng: &mut impl Rng, device: &Device) -> Self {
         let bins = starts.len();
         Self {
-            hidden: LinearConfig::new(bins, 2 * bins).init(device),
+            hidden: linear([bins, 2 * bins], true, rng, device),
             offset: LinearConfig::new(2 * bins, bins)
                 .with_initializer(Initializer::Zeros)
                 .init(device),
@@ -238,6 +242,8 @@ mod tests {
     use super::*;
     use burn::module::Param;
     use burn::tensor::TensorData;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
     use serde_json::Value;
 
     #[test]
@@ -311,7 +317,13 @@ mod tests {
         let device = Device::flex();
         let starts = vec![0.0, 13.0, 19.0, 35.0, 65.0];
         let logits = Tensor::from_floats([[25.0, 24.0, -3.0, 22.0, 0.0]], &device);
-        let ssr = Ssr::new(starts.clone(), 1.0, &device).forward(logits.clone());
+        let ssr = Ssr::new(
+            starts.clone(),
+            1.0,
+            &mut ChaCha8Rng::seed_from_u64(0),
+            &device,
+        )
+        .forward(logits.clone());
         let expectation = Regressor::Expectation(Expectation::new(starts)).forward(logits);
         assert_close(&plain(ssr), &plain(expectation), 1e-6);
     }

@@ -5,7 +5,7 @@
 //! `w' = w·γ/√(σ²+ε)`, `b' = β − μ·γ/√(σ²+ε)` with the running mean μ and variance σ².
 
 use burn::module::{Module, Param};
-use burn::nn::{BatchNorm, BatchNormConfig};
+use burn::nn::{BatchNorm, BatchNormConfig, Linear};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
@@ -342,6 +342,23 @@ pub fn scaled(channels: usize, width: f64) -> usize {
         rounded + 8
     } else {
         rounded
+    }
+}
+
+/// A linear layer `[inputs, outputs]` with values uniform within ±1/√inputs, drawn from `rng` and
+/// not from the device, whose generator all models of the process share.
+pub fn linear(
+    [inputs, outputs]: [usize; 2],
+    bias: bool,
+    rng: &mut impl Rng,
+    device: &Device,
+) -> Linear {
+    let bound = (inputs as f32).sqrt().recip();
+    let mut draw = |n: usize| (0..n).map(|_| rng.random_range(-bound..bound)).collect();
+    let weight = tensor(draw(inputs * outputs), [inputs, outputs], device);
+    Linear {
+        weight: Param::from_tensor(weight),
+        bias: bias.then(|| Param::from_tensor(tensor(draw(outputs), [outputs], device))),
     }
 }
 

@@ -3,6 +3,8 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use numclip::bins::Bin;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::head::{Adapter, AdapterWeights, Expectation, Regressor, Ssr, cosine_logits};
@@ -90,18 +92,21 @@ fn one() -> f64 {
 }
 
 impl HeadConfig {
-    /// The model around `encoder` and `text` for a task with these bins.
+    /// The model around `encoder` and `text` for a task with these bins; the
+    /// head's values are drawn from `seed`.
     pub fn build(
         &self,
         encoder: ImageEncoder,
         text: TextSide,
         bins: &[Bin],
+        seed: u64,
         device: &Device,
     ) -> NumClip {
+        let rng = &mut ChaCha8Rng::seed_from_u64(seed);
         let dim = encoder.dim();
         let adapter = self
             .adapter
-            .map(|adapter| Adapter::new(dim, adapter.reduction, adapter.ratio, device));
+            .map(|adapter| Adapter::new(dim, adapter.reduction, adapter.ratio, rng, device));
         let regressor = match self.regressor {
             RegressorConfig::Expectation => {
                 Regressor::Expectation(Expectation::new(bins.iter().map(Bin::center).collect()))
@@ -109,6 +114,7 @@ impl HeadConfig {
             RegressorConfig::Ssr { lambda } => Regressor::Ssr(Ssr::new(
                 bins.iter().map(|bin| bin.start).collect(),
                 lambda,
+                rng,
                 device,
             )),
         };
@@ -285,7 +291,7 @@ mod tests {
                 adapter,
                 ..HeadConfig::default()
             }
-            .build(encoder(&device), text(&device), &bins, &device);
+            .build(encoder(&device), text(&device), &bins, 0, &device);
             let tensor = Tensor::from_data(TensorData::new(image.clone(), [1, 3, 32, 32]), &device);
             let expected: Vec<f32> = model.embed(tensor).into_data_as::<f32>().iter().collect();
             let folded = model.fold(32).unwrap().forward(&image);

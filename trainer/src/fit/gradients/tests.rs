@@ -156,7 +156,7 @@ fn model(config: &Config, device: &Device) -> NumClip {
     let model = config
         .model
         .head
-        .build(encoder.into(), text, &config.bin, device);
+        .build(encoder.into(), text, &config.bin, 0, device);
     model.map(&mut Fill(0))
 }
 
