@@ -6,8 +6,10 @@
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStderr, ChildStdout, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
@@ -18,6 +20,9 @@ use crate::frame::PixelFormat;
 
 /// The longest line of the program's complaints that is kept.
 const MAX_COMPLAINT: u64 = 400;
+
+/// How long a program's last words are waited for.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// A program that writes frames.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +58,8 @@ pub struct Command {
     child: Child,
     output: Output,
     complaint: Arc<Mutex<String>>,
+    /// Closes when the program's standard error does.
+    silent: Receiver<()>,
     live: bool,
 }
 
@@ -81,12 +88,10 @@ impl Command {
             .spawn()
             .map_err(|error| SourceError::Setup(format!("{name}: {error}; is it installed?")))?;
         let complaint = Arc::default();
-        if let Some(stderr) = child.stderr.take() {
-            listen(stderr, Arc::clone(&complaint));
-        }
-        let Some(stdout) = child.stdout.take() else {
-            unreachable!("a pipe was asked for");
+        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+            unreachable!("pipes were asked for");
         };
+        let silent = listen(stderr, Arc::clone(&complaint));
         let output = match program.format {
             StreamFormat::Pixels { size, format } => Output::Pixels(stdout, size, format),
             StreamFormat::Ppm => Output::Ppm(BufReader::new(stdout)),
@@ -97,6 +102,7 @@ impl Command {
             child,
             output,
             complaint,
+            silent,
             live: program.live,
         })
     }
@@ -114,6 +120,8 @@ impl Command {
         if status.success() && !self.live {
             return SourceError::End;
         }
+        // Its last words may still be on their way.
+        let _ = self.silent.recv_timeout(LAST_WORDS);
         let complaint = self.complaint.lock();
         let complaint = complaint.unwrap_or_else(PoisonError::into_inner);
         let reason = match complaint.as_str() {
@@ -175,9 +183,12 @@ fn next_jpeg(
     Ok(Shot::now(buffer, Encoding::Jpeg))
 }
 
-/// Keeps the last line that the program writes to stderr.
-fn listen(stderr: ChildStderr, complaint: Arc<Mutex<String>>) {
+/// Keeps the last line that the program writes to stderr; the channel closes
+/// when there will be no more.
+fn listen(stderr: ChildStderr, complaint: Arc<Mutex<String>>) -> Receiver<()> {
+    let (silent, closed) = channel();
     thread::spawn(move || {
+        let _silent: Sender<()> = silent;
         let mut lines = BufReader::new(stderr);
         let mut line = Vec::new();
         while let Ok(1..) = (&mut lines)
@@ -193,6 +204,7 @@ fn listen(stderr: ChildStderr, complaint: Arc<Mutex<String>>) {
             line.clear();
         }
     });
+    closed
 }
 
 #[cfg(test)]

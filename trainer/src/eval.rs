@@ -5,7 +5,6 @@
 //! ```
 
 mod bootstrap;
-mod ordinality;
 mod page;
 mod parts;
 mod subject;
@@ -23,8 +22,8 @@ use crate::data::DataError;
 use crate::fit::FitError;
 use crate::report::{EstimatePoint, Measured, NamedMetrics};
 
+use crate::text::Ordinality;
 pub use bootstrap::{RESAMPLES, measures};
-pub use ordinality::Ordinality;
 pub use parts::parts;
 pub use subject::{Images, Subject, evaluate};
 

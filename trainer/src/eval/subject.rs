@@ -152,7 +152,10 @@ impl Estimated<'_> {
             by_bin,
             by_range,
             by_group,
-            ordinality: Ordinality::of(self.estimator.bins()),
+            ordinality: Ordinality::of(
+                bins.iter().map(|bin| bin.label.clone()).collect(),
+                self.estimator.bins().embeddings(),
+            ),
             rows,
         })
     }

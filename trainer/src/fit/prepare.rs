@@ -11,7 +11,7 @@ use crate::data::fingerprint::{Fingerprint, fingerprints};
 use crate::data::{DataError, Dataset, Leak, LeakPolicy, Splits, leak};
 use crate::model::numclip::NumClip;
 use crate::text::{
-    BinEmbeddings, Prompt, TextSide, TextTower, bin_embeddings, load_bin_embeddings, ordinality,
+    BinEmbeddings, Ordinality, Prompt, TextSide, TextTower, bin_embeddings, load_bin_embeddings,
 };
 
 /// Data, splits and bin embeddings of a task.
@@ -44,7 +44,7 @@ pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
     let (splits, warnings) = splits(config, &dataset, &prints)?;
     let (embeddings, tower) = embeddings(config, device)?;
     Ok(Prepared {
-        ordinality: ordinality(&embeddings),
+        ordinality: Ordinality::of(embeddings.labels.clone(), &embeddings.values).score,
         digest: dataset.digest(&prints),
         init: start::source(config)?,
         dataset,
@@ -70,7 +70,7 @@ pub fn prepare_for(
         ..Splits::default()
     };
     Ok(Prepared {
-        ordinality: ordinality(&embeddings),
+        ordinality: Ordinality::of(embeddings.labels.clone(), &embeddings.values).score,
         digest: String::new(),
         init: start::source(config)?,
         dataset,

@@ -99,13 +99,6 @@ impl BinEmbeddings {
             ..self.clone()
         })
     }
-
-    /// Cosine similarity of two bins.
-    pub fn similarity(&self, one: usize, other: usize) -> f64 {
-        let row = |index: usize| &self.values[index * self.dim..(index + 1) * self.dim];
-        let products = row(one).iter().zip(row(other));
-        products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    }
 }
 
 /// What the text tower makes of each bin's prompt.
@@ -168,30 +161,6 @@ pub fn load_bin_embeddings(path: &Path, labels: &[String]) -> Result<BinEmbeddin
             model: file.metadata().get("model").cloned(),
         },
     })
-}
-
-/// How well the similarities follow the order of the bins, 0 to 1.
-///
-/// Every i < j < k asks two questions: is i closer to j than to k, and k closer to j than to i?
-/// The result is the share answered with yes (by cosine similarity; a tie is a no). Embeddings
-/// along a curve give 1, embeddings without order about a half; fewer than three bins give 1.
-pub fn ordinality(embeddings: &BinEmbeddings) -> f64 {
-    let count = embeddings.labels.len();
-    let (mut right, mut asked) = (0u32, 0u32);
-    for i in 0..count {
-        for j in i + 1..count {
-            for k in j + 1..count {
-                let ends = embeddings.similarity(i, k);
-                right += u32::from(embeddings.similarity(i, j) > ends);
-                right += u32::from(embeddings.similarity(j, k) > ends);
-                asked += 2;
-            }
-        }
-    }
-    if asked == 0 {
-        return 1.0;
-    }
-    f64::from(right) / f64::from(asked)
 }
 
 pub(super) fn file_name(path: &Path) -> String {
@@ -261,34 +230,10 @@ mod tests {
     }
 
     #[test]
-    fn ordinality_counts_ordered_pairs() {
-        let arc = |degrees: &[f32]| {
-            let points = degrees
-                .iter()
-                .map(|d| [d.to_radians().cos(), d.to_radians().sin()]);
-            let points: Vec<[f32; 2]> = points.collect();
-            let rows: Vec<&[f32]> = points.iter().map(|point| &point[..]).collect();
-            ordinality(&embeddings(&rows))
-        };
-        assert_eq!(arc(&[0.0, 10.0, 30.0, 35.0, 80.0]), 1.0);
-        assert_eq!(arc(&[80.0, 35.0, 30.0, 10.0, 0.0]), 1.0);
-        // The middle bin lies outside, near the last: one of the two questions fails. Far out,
-        // both do.
-        assert_eq!(arc(&[0.0, 15.0, 10.0]), 0.5);
-        assert_eq!(arc(&[0.0, 30.0, 10.0]), 0.0);
-        // Of four bins with the last two swapped, 012 and 013 are in order; 023 and 123 fail one
-        // question each.
-        assert_eq!(arc(&[0.0, 10.0, 30.0, 25.0]), 0.75);
-        assert_eq!(arc(&[5.0, 5.0, 5.0]), 0.0);
-        assert_eq!(arc(&[0.0, 90.0]), 1.0);
-    }
-
-    #[test]
     fn rows_leave_with_length_one() {
         let bins = embeddings(&[&[3.0, 4.0], &[1e-30, 0.0], &[1e30, 1e30]]);
         let half = std::f32::consts::FRAC_1_SQRT_2;
         assert_eq!(bins.values, [0.6, 0.8, 1.0, 0.0, half, half]);
-        assert!((bins.similarity(0, 1) - 0.6).abs() < 1e-6);
     }
 
     /// Writes a file with one tensor and reads it as the embeddings of bins "a" and "b".

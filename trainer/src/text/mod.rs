@@ -10,11 +10,13 @@
 
 mod bins;
 mod learner;
+mod ordinality;
 mod prompt;
 mod tower;
 
-pub use bins::{BinEmbeddings, TextSource, bin_embeddings, load_bin_embeddings, ordinality};
+pub use bins::{BinEmbeddings, TextSource, bin_embeddings, load_bin_embeddings};
 pub use learner::{BaseRanks, ContextTuning, Interpolation, TextSide, Tuning};
+pub use ordinality::Ordinality;
 pub use prompt::{Placement, Prompt};
 pub use tower::{TextConfig, TextTower};
 

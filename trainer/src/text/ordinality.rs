@@ -1,6 +1,5 @@
 //! How well bin embeddings follow the order of the bins.
 
-use numclip::bins::Bins;
 use numclip::verify::cosine;
 use serde::{Deserialize, Serialize};
 
@@ -16,20 +15,18 @@ pub struct Ordinality {
 }
 
 impl Ordinality {
-    /// Measures `bins` as OrdinalCLIP does (Li et al., NeurIPS 2022, §4.4):
-    /// over all i ≤ j < M, the share with S(i, j) > S(i, j + 1).
-    pub fn of(bins: &Bins) -> Self {
-        let rows: Vec<&[f32]> = bins.embeddings().chunks_exact(bins.dim()).collect();
+    /// Measures embeddings `[M, D]` of `labels` as OrdinalCLIP does (Li et
+    /// al., NeurIPS 2022): over all i ≤ j < M − 1, the share with
+    /// S(i, j) > S(i, j + 1). A single bin gives 1.
+    pub fn of(labels: Vec<String>, embeddings: &[f32]) -> Self {
+        let dim = (embeddings.len() / labels.len().max(1)).max(1);
+        let rows: Vec<&[f32]> = embeddings.chunks_exact(dim).collect();
         let similarities: Vec<Vec<f32>> = rows
             .iter()
             .map(|a| rows.iter().map(|b| cosine(a, b)).collect())
             .collect();
         Self {
-            labels: bins
-                .as_slice()
-                .iter()
-                .map(|bin| bin.label.clone())
-                .collect(),
+            labels,
             score: score(&similarities),
             similarities,
         }
@@ -66,5 +63,22 @@ mod tests {
             vec![0.8, 0.7, 1.0],
         ];
         assert!((score(&swapped) - 2.0 / 3.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn bins_along_an_arc() {
+        let arc = |degrees: &[f32]| {
+            let points = degrees.iter().map(|d| d.to_radians());
+            let rows: Vec<f32> = points.flat_map(|r| [r.cos(), r.sin()]).collect();
+            let labels = degrees.iter().map(ToString::to_string).collect();
+            Ordinality::of(labels, &rows).score
+        };
+        assert_eq!(arc(&[0.0, 10.0, 30.0, 35.0, 80.0]), 1.0);
+        assert_eq!(arc(&[80.0, 35.0, 30.0, 10.0, 0.0]), 1.0);
+        // The middle bin lies outside, near the last: one step of three rises.
+        assert!((arc(&[0.0, 15.0, 10.0]) - 2.0 / 3.0).abs() < 1e-9);
+        // Of four bins the last two are swapped: two steps of six rise.
+        assert!((arc(&[0.0, 10.0, 30.0, 25.0]) - 2.0 / 3.0).abs() < 1e-9);
+        assert_eq!(arc(&[0.0, 90.0]), 1.0);
     }
 }
