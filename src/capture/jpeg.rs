@@ -93,11 +93,6 @@ impl<R: Read> JpegStream<R> {
         self.torn
     }
 
-    /// What was read from, with all that was read ahead lost.
-    pub fn input(&self) -> &R {
-        &self.input
-    }
-
     /// Moves what is still of use to the front.
     fn forget_given(&mut self) {
         let from = match self.place {

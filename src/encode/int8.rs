@@ -153,6 +153,13 @@ impl Session for Int8Session {
                 got: format!("{} values", tensor.len()),
             });
         }
-        Ok(self.runner.run(tensor))
+        let embedding = self.runner.run(tensor);
+        match embedding.iter().all(|value| value.is_finite()) {
+            true => Ok(embedding),
+            false => Err(EncodeError::Run {
+                engine: Engine::Int8,
+                message: "the embedding is not finite".into(),
+            }),
+        }
     }
 }

@@ -198,7 +198,8 @@ fn place_annotated(folder: &Path, jobs: &mut [Job]) -> Result<()> {
     Ok(())
 }
 
-fn describe(pipeline: &Pipeline, loading: Duration) {
+/// Says on stderr which model runs, by which engine, and why no faster one does.
+pub fn describe(pipeline: &Pipeline, loading: Duration) {
     let (bundle, manifest) = (pipeline.bundle(), pipeline.bundle().manifest());
     let engine = pipeline.engine();
     for refusal in pipeline.refusals() {

@@ -11,7 +11,7 @@ mod operands;
 
 use std::collections::HashMap;
 
-use super::graph::{Graph, GraphError, Node};
+use super::graph::{Graph, GraphError, MAX_VALUES, Node};
 use super::plan::{Add, Affine, IMAGE, Plan, Pool, Shape, Step, Tail, Tensor, TensorId};
 use linear::Linear;
 use operands::Weights;
@@ -63,14 +63,8 @@ enum Value {
 /// Operations on floats that lead to the output.
 #[derive(Clone)]
 struct Floats {
-    tail: Vec<TailStep>,
+    tail: Vec<Tail>,
     values: usize,
-}
-
-#[derive(Clone)]
-enum TailStep {
-    Pool,
-    Linear { weight: Vec<f32>, bias: Vec<f32> },
 }
 
 /// A float result that awaits its levels.
@@ -147,7 +141,17 @@ impl<'a> Lowering<'a> {
             Some(_) => return Err(output("holds no float values")),
             None => return Err(output("no node writes it")),
         };
-        let tail = tail.into_iter().map(TailStep::into_plan).collect();
+        // Each tensor is within reason; all of them together must be as well.
+        let values: usize = self
+            .tensors
+            .iter()
+            .map(|tensor| tensor.shape.values())
+            .sum();
+        if values > MAX_VALUES {
+            return Err(GraphError::of_graph(format!(
+                "its tensors have {values} values together, at most {MAX_VALUES} run here"
+            )));
+        }
         Ok(Plan {
             tensors: self.tensors,
             steps: self.steps,
@@ -410,20 +414,11 @@ impl Pending {
             FloatOp::Pool(from) if self.bounds == UNBOUNDED => Some((
                 from,
                 Floats {
-                    tail: vec![TailStep::Pool],
+                    tail: vec![Tail::Pool],
                     values: tensors[from.0].shape.channels,
                 },
             )),
             _ => None,
-        }
-    }
-}
-
-impl TailStep {
-    fn into_plan(self) -> Tail {
-        match self {
-            Self::Pool => Tail::Pool,
-            Self::Linear { weight, bias } => Tail::Linear { weight, bias },
         }
     }
 }

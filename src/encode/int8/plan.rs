@@ -130,7 +130,7 @@ pub struct Pool {
 }
 
 /// What follows the integer part: operations on floats, channel by channel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Tail {
     /// The mean over all pixels of each channel.
     Pool,

@@ -41,8 +41,11 @@ pub struct Layout {
     pub quad_bytes: usize,
     /// Places the four weights of a slot in the bytes of a quad of the panel.
     pub place: fn(quad: &mut [u8], slots: usize, slot: usize, weights: [i8; 4]),
-    /// What kernels take off the levels before they multiply.
-    pub offset: u8,
+}
+
+/// A [`Layout::place`]: four signed bytes for each slot.
+pub fn as_they_are(quad: &mut [u8], _slots: usize, slot: usize, weights: [i8; 4]) {
+    quad[4 * slot..][..4].copy_from_slice(&weights.map(i8::cast_unsigned));
 }
 
 impl Matrix {
@@ -79,7 +82,7 @@ impl Matrix {
                 continue;
             }
             let output = panel.first + output;
-            self.bias[panel.before + slot] = folded_bias(conv, output, zero_point, layout.offset);
+            self.bias[panel.before + slot] = folded_bias(conv, output, zero_point);
             self.multiplier[panel.before + slot] = conv.multiplier[output];
             let window = window(conv, inputs, output, quads);
             for (bytes, &weights) in bytes.chunks_exact_mut(quad_len).zip(window.as_chunks().0) {
@@ -157,15 +160,14 @@ fn window(conv: &Conv, inputs: usize, output: usize, quads: usize) -> Vec<i8> {
     window
 }
 
-/// The bias with all that the zero point adds: `Σ w·(q − z)` is
-/// `Σ w·(q − offset) + (offset − z)·Σ w`.
-fn folded_bias(conv: &Conv, output: usize, zero_point: u8, offset: u8) -> i32 {
+/// The bias with all that the zero point adds: `Σ w·(q − z)` is `Σ w·q − z·Σ w`.
+fn folded_bias(conv: &Conv, output: usize, zero_point: u8) -> i32 {
     let each = conv.weight.len() / conv.bias.len();
     let weights: i32 = conv.weight[output * each..][..each]
         .iter()
         .map(|&weight| i32::from(weight))
         .sum();
-    conv.bias[output] + (i32::from(offset) - i32::from(zero_point)) * weights
+    conv.bias[output] - i32::from(zero_point) * weights
 }
 
 /// Weights of a depthwise convolution, packed by the kernels that read them.
@@ -211,7 +213,7 @@ impl Taps {
         for channel in 0..channels {
             let (block, within) = (channel / layout.block, channel % layout.block);
             let slot = block * layout.block + (layout.slot)(within);
-            taps.bias[slot] = folded_bias(conv, channel, zero_point, 0);
+            taps.bias[slot] = folded_bias(conv, channel, zero_point);
             taps.multiplier[slot] = conv.multiplier[channel];
             let bytes = &mut taps.weights.as_mut_slice()[block * block_bytes..];
             for tap in 0..kernel[0] * kernel[1] {

@@ -1,7 +1,7 @@
 //! Plain loops: the definition of what kernels compute, and what runs where
 //! nothing better is to be had.
 
-use super::pack::{Layout, TapLayout};
+use super::pack::{Layout, TapLayout, as_they_are};
 use super::{Dense, Depthwise, Kernels, Matrix, Taps};
 use crate::encode::int8::plan::Conv;
 
@@ -15,10 +15,7 @@ static LAYOUT: Layout = Layout {
     narrow: 0,
     order: |_, slot| slot,
     quad_bytes: 4,
-    place: |quad, _, slot, weights| {
-        quad[4 * slot..][..4].copy_from_slice(&weights.map(i8::cast_unsigned));
-    },
-    offset: 0,
+    place: as_they_are,
 };
 
 static TAPS: TapLayout = TapLayout {

@@ -1,9 +1,9 @@
 //! Convolutions and linear layers, in either style.
 
 use super::operands::Weights;
-use super::{FloatOp, Floats, Lowering, MAX_LEVEL, Pending, TailStep, Value};
+use super::{FloatOp, Floats, Lowering, MAX_LEVEL, Pending, Value};
 use crate::encode::int8::graph::{Data, GraphError, MAX_SIZE, Node, count};
-use crate::encode::int8::plan::{Affine, Conv, Shape, Step, TensorId, Window};
+use crate::encode::int8::plan::{Affine, Conv, Shape, Step, Tail, TensorId, Window};
 
 /// A linear operation on levels whose result has no levels yet.
 #[derive(Clone)]
@@ -106,7 +106,7 @@ impl Lowering<'_> {
         let weight = (0..outputs * inputs)
             .map(|i| at(i / inputs, i % inputs))
             .collect();
-        floats.tail.push(TailStep::Linear { weight, bias });
+        floats.tail.push(Tail::Linear { weight, bias });
         floats.values = outputs;
         Ok(Value::Floats(id, floats))
     }

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::encode::int8::kernels::pack::{Layout, TapLayout};
+use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
 use crate::encode::int8::kernels::{
     Dense, Depthwise, Kernels, Matrix, Requant, Sum, Taps, elementwise,
 };
@@ -45,10 +45,7 @@ static LAYOUT_VNNI: Layout = Layout {
     narrow: 0,
     order,
     quad_bytes: 4,
-    place: |quad, _, slot, weights| {
-        quad[4 * slot..][..4].copy_from_slice(&weights.map(i8::cast_unsigned));
-    },
-    offset: 0,
+    place: as_they_are,
 };
 
 /// Weights of 16 bits: those of bytes 0 and 2 for all slots, then 1 and 3.
@@ -63,7 +60,6 @@ static LAYOUT: Layout = Layout {
             quad[at..at + 2].copy_from_slice(&i16::from(weight).to_le_bytes());
         }
     },
-    offset: 0,
 };
 
 /// Weights of 16 bits, those of two taps beside each other.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::encode::int8::kernels::pack::{Layout, TapLayout};
+use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
 use crate::encode::int8::kernels::{
     Dense, Depthwise, Kernels, Matrix, Requant, Sum, Taps, elementwise,
 };
@@ -35,10 +35,7 @@ static LAYOUT: Layout = Layout {
     narrow: LANES,
     order,
     quad_bytes: 4,
-    place: |quad, _, slot, weights| {
-        quad[4 * slot..][..4].copy_from_slice(&weights.map(i8::cast_unsigned));
-    },
-    offset: 0,
+    place: as_they_are,
 };
 
 /// Four rows of a column are interleaved byte by byte within lanes of 16
