@@ -33,7 +33,7 @@ const QUEUE: usize = 64;
 pub type Open = Arc<dyn Fn() -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
 
 /// How the pipeline is driven.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// Speed of the source.
     pub pace: Pace,
@@ -60,8 +60,8 @@ pub enum Event {
     Notice(String),
 }
 
-/// The estimate for one shot.
-#[derive(Debug)]
+/// The estimate for one subject of one shot.
+#[derive(Clone, Debug)]
 pub struct Reading {
     /// Counts the shots that were looked at, from 0.
     pub frame: u64,
@@ -77,6 +77,30 @@ pub struct Reading {
     pub timed: Timed,
     /// From the arrival of the shot to the estimate.
     pub latency: Duration,
+    /// The estimate after the temporal filter, where one runs.
+    pub smoothed: Option<Smoothed>,
+    /// What the estimate is about, where a detector looks for it; `None` when
+    /// it is about the picture as a whole.
+    pub subject: Option<Subject>,
+}
+
+/// An estimate that has seen those before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Smoothed {
+    /// The quantity, in the task's unit.
+    pub value: f32,
+    /// Lower and upper end of the interval around `value`, where the bundle
+    /// has intervals.
+    pub interval: Option<[f32; 2]>,
+}
+
+/// Something that a detector found and follows from shot to shot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The same from shot to shot, as long as it is not lost from sight.
+    pub id: u64,
+    /// Left, top, width, height in pixels of the upright picture.
+    pub region: [u32; 4],
 }
 
 /// What was counted so far.
@@ -288,5 +312,7 @@ fn read(
         decode,
         timed,
         latency: shot.at.elapsed(),
+        smoothed: None,
+        subject: None,
     }))
 }

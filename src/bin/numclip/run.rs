@@ -234,8 +234,7 @@ impl Printer {
         }
         let time = Timestamp::try_from(reading.time).unwrap_or_else(|_| Timestamp::now());
         let (truth, decode) = (reading.truth, reading.decode);
-        let record = Record::new(bundle, source, truth, decode, &reading.timed, time)
-            .live(reading.frame, reading.latency);
+        let record = Record::new(bundle, source, truth, decode, &reading.timed, time).live(reading);
         Ok(serde_json::to_string(&record)?)
     }
 }
