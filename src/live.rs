@@ -12,6 +12,7 @@
 
 mod slot;
 mod supply;
+mod tap;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -25,6 +26,8 @@ use crate::capture::{Shot, Source, SourceError, develop};
 use crate::encode::EncodeError;
 use crate::pipeline::{Pipeline, Timed, Worker};
 use supply::Supply;
+
+pub use tap::Tap;
 
 /// Events that a reader may be behind.
 const QUEUE: usize = 64;
@@ -237,6 +240,11 @@ impl Live {
         }
     }
 
+    /// Where frames are to be had for a preview.
+    pub fn tap(&self) -> Arc<Tap> {
+        Arc::clone(&self.supply.tap)
+    }
+
     fn restart(&self) {
         let events = self.events.clone();
         let tell = move |notice| _ = events.try_send(Event::Notice(notice));
@@ -302,7 +310,9 @@ fn read(
     supply.slot.recycle(spare);
     let decode = start.elapsed();
     let timed = worker.estimate(&picture)?;
-    supply.slot.recycle(picture.into_pixels());
+    if let Some(picture) = supply.tap.offer(picture) {
+        supply.slot.recycle(picture.into_pixels());
+    }
     supply.counters.readings.fetch_add(1, Ordering::Relaxed);
     Ok(Ok(Reading {
         frame,
