@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::slot::{Offer, Slot};
 use super::{Counters, Open, Pace};
 use crate::capture::{Shot, SourceError, Stopper};
+use crate::pipeline::Pipeline;
 
 /// The first wait before a lost source is opened again; it doubles up to
 /// [`LONGEST_WAIT`].
@@ -22,6 +23,7 @@ const NAP: Duration = Duration::from_millis(50);
 pub struct Supply {
     pub slot: Slot,
     pub counters: Counters,
+    successor: Mutex<Option<Arc<Pipeline>>>,
     turn: AtomicU64,
     wait: Mutex<Wait>,
     fault: Mutex<Option<SourceError>>,
@@ -52,6 +54,13 @@ impl Supply {
         if let Some(stop) = wait.stopper.take() {
             stop();
         }
+    }
+
+    /// The pipeline that is to take over.
+    pub fn successor(&self) -> MutexGuard<'_, Option<Arc<Pipeline>>> {
+        self.successor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long the source has been waited for.
