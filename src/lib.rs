@@ -28,3 +28,13 @@ pub mod synth;
 pub mod capture;
 #[cfg(feature = "live")]
 pub mod live;
+#[cfg(feature = "record")]
+pub mod record;
+#[cfg(feature = "live")]
+pub mod device;
+#[cfg(feature = "live")]
+pub mod status;
+#[cfg(feature = "live")]
+pub mod sink;
+#[cfg(feature = "http")]
+pub mod serve;

@@ -20,8 +20,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
+use serde::Serialize;
 use thiserror::Error;
 
+use crate::bundle::Bundle;
 use crate::capture::{Shot, Source, SourceError, develop};
 use crate::encode::EncodeError;
 use crate::pipeline::{Pipeline, Timed, Worker};
@@ -85,6 +87,8 @@ pub struct Reading {
     /// What the estimate is about, where a detector looks for it; `None` when
     /// it is about the picture as a whole.
     pub subject: Option<Subject>,
+    /// The bundle whose model made it.
+    pub bundle: Arc<Bundle>,
 }
 
 /// An estimate that has seen those before it.
@@ -107,7 +111,7 @@ pub struct Subject {
 }
 
 /// What was counted so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Shots that the source gave.
     pub captured: u64,
@@ -171,7 +175,7 @@ impl Live {
         let worker = {
             let (supply, events) = (Arc::clone(&supply), events.clone());
             let patient = settings.pace.every_frame;
-            thread::spawn(move || work(&supply, &pipeline, &events, patient))
+            thread::spawn(move || work(&supply, pipeline, &events, patient))
         };
         let live = Self {
             supply,
@@ -225,6 +229,12 @@ impl Live {
         self.supply.slot.close();
     }
 
+    /// Has `pipeline` make all estimates from the next shot on. Nothing is lost
+    /// in between.
+    pub fn swap(&self, pipeline: Arc<Pipeline>) {
+        *self.supply.successor() = Some(pipeline);
+    }
+
     /// What was counted so far.
     pub fn counts(&self) -> Counts {
         let counters = &self.supply.counters;
@@ -264,35 +274,48 @@ impl Drop for Live {
     }
 }
 
-/// The worker thread: shots in, readings out, until the slot is closed.
+/// The worker thread: shots in, readings out, until the slot is closed; with
+/// another pipeline as soon as there is one.
 fn work(
     supply: &Supply,
-    pipeline: &Pipeline,
+    mut pipeline: Arc<Pipeline>,
     events: &SyncSender<Event>,
     patient: bool,
 ) -> Result<(), EncodeError> {
-    let mut worker = pipeline.worker()?;
-    let mut frame = 0;
-    while let Some(shot) = supply.slot.take() {
-        let event = match read(supply, &mut worker, frame, shot)? {
-            Ok(reading) => Event::Reading(Box::new(reading)),
-            Err(notice) => Event::Notice(notice),
+    let mut frames = 0..;
+    let mut shot = None;
+    loop {
+        let mut worker = pipeline.worker()?;
+        let successor = loop {
+            let Some(taken) = shot.take().or_else(|| supply.slot.take()) else {
+                return Ok(());
+            };
+            if let Some(successor) = supply.successor().take() {
+                shot = Some(taken);
+                break successor;
+            }
+            let frame = frames.next().unwrap_or(u64::MAX);
+            let event = match read(supply, &pipeline, &mut worker, frame, taken)? {
+                Ok(reading) => Event::Reading(Box::new(reading)),
+                Err(notice) => Event::Notice(notice),
+            };
+            let sent = match patient {
+                true => events.send(event).is_ok(),
+                false => events.try_send(event).is_ok(),
+            };
+            if !sent {
+                supply.counters.unread.fetch_add(1, Ordering::Relaxed);
+            }
         };
-        frame += 1;
-        let sent = match patient {
-            true => events.send(event).is_ok(),
-            false => events.try_send(event).is_ok(),
-        };
-        if !sent {
-            supply.counters.unread.fetch_add(1, Ordering::Relaxed);
-        }
+        drop(worker);
+        pipeline = successor;
     }
-    Ok(())
 }
 
 /// The reading of one shot, or what is wrong with it.
 fn read(
     supply: &Supply,
+    pipeline: &Pipeline,
     worker: &mut Worker<'_>,
     frame: u64,
     shot: Shot,
@@ -324,5 +347,6 @@ fn read(
         latency: shot.at.elapsed(),
         smoothed: None,
         subject: None,
+        bundle: Arc::clone(pipeline.bundle()),
     }))
 }

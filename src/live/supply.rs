@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::slot::{Offer, Slot};
 use super::{Counters, Open, Pace, Tap};
 use crate::capture::{Shot, SourceError, Stopper};
+use crate::pipeline::Pipeline;
 
 /// The first wait before a lost source is opened again; it doubles up to
 /// [`LONGEST_WAIT`].
@@ -23,6 +24,7 @@ pub struct Supply {
     pub slot: Slot,
     pub counters: Counters,
     pub tap: Arc<Tap>,
+    successor: Mutex<Option<Arc<Pipeline>>>,
     turn: AtomicU64,
     wait: Mutex<Wait>,
     fault: Mutex<Option<SourceError>>,
@@ -53,6 +55,13 @@ impl Supply {
         if let Some(stop) = wait.stopper.take() {
             stop();
         }
+    }
+
+    /// The pipeline that is to take over.
+    pub fn successor(&self) -> MutexGuard<'_, Option<Arc<Pipeline>>> {
+        self.successor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long the source has been waited for.
