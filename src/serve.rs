@@ -165,7 +165,7 @@ async fn serve_all(
     listener: StdListener,
     router: Router,
     screen: Arc<Screen>,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
     let Ok(listener) = TcpListener::from_std(listener) else {
         return;
@@ -182,7 +182,6 @@ async fn serve_all(
     drop(listener);
     let connections = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(GRACE, seats.acquire_many(connections)).await;
-    stop.mark_unchanged();
 }
 
 /// Tells those who follow how things are, each second.

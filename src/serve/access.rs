@@ -160,7 +160,10 @@ impl Access {
 
 /// Compares in a time that does not depend on where the two differ.
 fn same(a: &[u8], b: &[u8]) -> bool {
-    let difference = a.iter().zip(b).fold(0, |all, (a, b)| black_box(all | (a ^ b)));
+    let difference = a
+        .iter()
+        .zip(b)
+        .fold(0, |all, (a, b)| black_box(all | (a ^ b)));
     a.len() == b.len() && difference == 0
 }
 
@@ -270,7 +273,10 @@ mod tests {
         assert_eq!(judge(Some(SECRET), "/", &cookies), Verdict::Enter);
         let forged = [(header::COOKIE, "numclip-80=00")];
         assert_eq!(judge(Some(SECRET), "/", &forged), Verdict::NoToken);
-        assert_eq!(judge(Some(SECRET), "/?token=no", &cookies), Verdict::NoToken);
+        assert_eq!(
+            judge(Some(SECRET), "/?token=no", &cookies),
+            Verdict::NoToken
+        );
     }
 
     #[test]

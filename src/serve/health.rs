@@ -147,7 +147,9 @@ mod tests {
     fn a_camera_that_falls_silent_is_stalled() {
         use Camera::{Running, Stalled, Starting};
         let seconds = [(0, 1), (3, 2), (3, 3), (3, 4), (3, 5), (3, 6), (4, 7)];
-        let expected = [Starting, Running, Running, Running, Running, Stalled, Running];
+        let expected = [
+            Starting, Running, Running, Running, Running, Stalled, Running,
+        ];
         assert_eq!(cameras(Some(1), &seconds), expected);
     }
 

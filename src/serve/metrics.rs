@@ -56,7 +56,11 @@ impl Page {
         let (status, counts) = (&state.status, &state.status.counts);
         let healthy = u8::from(state.camera.is_well());
         let gauges = [
-            ("healthy", "1 while frames come or need not.", healthy.into()),
+            (
+                "healthy",
+                "1 while frames come or need not.",
+                healthy.into(),
+            ),
             ("fps", "Estimates in a second, of late.", status.fps.into()),
             ("silent_seconds", "Time since a frame came.", state.silent),
             ("uptime_seconds", "Time since the start.", status.uptime),
@@ -66,13 +70,37 @@ impl Page {
             self.one(name, Gauge, help, value);
         }
         let counters = [
-            ("frames_captured_total", "Frames that the source gave.", counts.captured),
-            ("frames_dropped_total", "Frames that a fresher one replaced.", counts.dropped),
-            ("frames_skipped_total", "Frames that came sooner than wanted.", counts.skipped),
-            ("frames_unusable_total", "Frames that were no picture.", counts.unusable),
+            (
+                "frames_captured_total",
+                "Frames that the source gave.",
+                counts.captured,
+            ),
+            (
+                "frames_dropped_total",
+                "Frames that a fresher one replaced.",
+                counts.dropped,
+            ),
+            (
+                "frames_skipped_total",
+                "Frames that came sooner than wanted.",
+                counts.skipped,
+            ),
+            (
+                "frames_unusable_total",
+                "Frames that were no picture.",
+                counts.unusable,
+            ),
             ("estimates_total", "Estimates made.", counts.readings),
-            ("estimates_unread_total", "Estimates that nobody took.", counts.unread),
-            ("reconnects_total", "Times that the source was opened again.", counts.reconnects),
+            (
+                "estimates_unread_total",
+                "Estimates that nobody took.",
+                counts.unread,
+            ),
+            (
+                "reconnects_total",
+                "Times that the source was opened again.",
+                counts.reconnects,
+            ),
         ];
         for (name, help, count) in counters {
             self.one(name, Counter, help, count);
@@ -124,10 +152,30 @@ impl Page {
     fn sinks(&mut self, sinks: &[SinkStatus]) {
         type Count = fn(&SinkStatus) -> u64;
         let counts: [(&str, Kind, &str, Count); 4] = [
-            ("taken_total", Kind::Counter, "Estimates that a sink took.", |sink| sink.taken),
-            ("failed_total", Kind::Counter, "Estimates that a sink failed to keep.", |sink| sink.failed),
-            ("dropped_total", Kind::Counter, "Estimates that a sink was too slow for.", |sink| sink.dropped),
-            ("waiting", Kind::Gauge, "Estimates that wait for a sink.", |sink| sink.waiting),
+            (
+                "taken_total",
+                Kind::Counter,
+                "Estimates that a sink took.",
+                |sink| sink.taken,
+            ),
+            (
+                "failed_total",
+                Kind::Counter,
+                "Estimates that a sink failed to keep.",
+                |sink| sink.failed,
+            ),
+            (
+                "dropped_total",
+                Kind::Counter,
+                "Estimates that a sink was too slow for.",
+                |sink| sink.dropped,
+            ),
+            (
+                "waiting",
+                Kind::Gauge,
+                "Estimates that wait for a sink.",
+                |sink| sink.waiting,
+            ),
         ];
         for (name, kind, help, count) in counts {
             let name = format!("numclip_sink_{name}");

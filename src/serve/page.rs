@@ -57,7 +57,9 @@ fn policy(html: &str) -> String {
 
 /// The digest of what stands between `open` and `close`, as a policy names it.
 fn digest(html: &str, open: &str, close: &str) -> String {
-    let inside = html.split_once(open).and_then(|(_, rest)| rest.split_once(close));
+    let inside = html
+        .split_once(open)
+        .and_then(|(_, rest)| rest.split_once(close));
     match inside {
         Some((inside, _)) => format!("'sha256-{}'", STANDARD.encode(Sha256::digest(inside))),
         None => "'none'".into(),
@@ -82,7 +84,10 @@ mod tests {
         // The digest of nothing, from FIPS 180's own test values.
         let empty = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
         let policy = policy("<style></style><p>");
-        assert!(policy.contains(&format!("style-src 'sha256-{empty}';")), "{policy}");
+        assert!(
+            policy.contains(&format!("style-src 'sha256-{empty}';")),
+            "{policy}"
+        );
         assert!(policy.contains("script-src 'none';"), "{policy}");
     }
 }

@@ -74,11 +74,6 @@ impl Preview {
         self.thread.unpark();
         pictures
     }
-
-    /// How many watch.
-    pub fn viewers(&self) -> usize {
-        self.pictures.receiver_count()
-    }
 }
 
 impl Drop for Preview {

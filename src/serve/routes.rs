@@ -182,9 +182,8 @@ async fn history(State(desk): State<Arc<Desk>>) -> Result<Response, Fault> {
 }
 
 fn json(value: &impl Serialize) -> Result<Response, Fault> {
-    let failed = |error: serde_json::Error| {
-        Fault::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-    };
+    let failed =
+        |error: serde_json::Error| Fault::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     let text = serde_json::to_string(value).map_err(failed)?;
     Ok(([(header::CONTENT_TYPE, JSON)], text).into_response())
 }

@@ -291,9 +291,7 @@ impl Point {
         Self {
             time: since_epoch.map_or(0, |since| since.as_millis() as u64),
             value: answer.value(),
-            interval: reading
-                .smoothed
-                .map_or(plain, |smoothed| smoothed.interval),
+            interval: reading.smoothed.map_or(plain, |smoothed| smoothed.interval),
             subject: reading.subject.map(|subject| subject.id),
         }
     }
