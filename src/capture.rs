@@ -9,6 +9,8 @@ mod address;
 mod command;
 mod folder;
 mod gauge;
+#[cfg(feature = "http")]
+mod http;
 mod jpeg;
 mod preset;
 mod stream;
