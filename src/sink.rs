@@ -11,8 +11,11 @@
 //! dropped and counted. Only a source that can wait (a folder, a clip) is made
 //! to wait, and only for sinks that [keep all](Sink::keeps_all).
 
+pub mod file;
 mod hub;
+pub mod lines;
 mod queue;
+pub mod units;
 
 use std::io;
 use std::sync::Arc;
