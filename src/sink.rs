@@ -14,7 +14,11 @@
 pub mod file;
 mod hub;
 pub mod lines;
+#[cfg(feature = "mqtt")]
+pub mod mqtt;
 mod queue;
+mod spec;
+pub mod trigger;
 pub mod units;
 
 use std::io;
@@ -26,6 +30,7 @@ use crate::live::Reading;
 use crate::record::Record;
 
 pub use hub::{Hub, Tell};
+pub use spec::{SinkSpec, SpecError, Surroundings};
 
 /// An estimate on its way to the sinks.
 #[derive(Clone, Debug)]

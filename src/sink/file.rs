@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::SinkError;
 use super::units::Bytes;
 
+/// The most files that are kept: all of them are looked at when one is put aside.
+const MAX_KEEP: u32 = 1000;
 const SECONDS_OF_A_DAY: u64 = 86_400;
 /// Bytes that are looked at in one go for the end of the last whole line.
 const BLOCK: u64 = 4096;
@@ -71,6 +73,22 @@ impl FileSettings {
             daily: false,
             keep: default_keep(),
             sync: None,
+        }
+    }
+
+    /// Checks what can be checked without opening the file.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self) -> Result<(), String> {
+        if self.keep > MAX_KEEP {
+            return Err(format!("keep: expected 0 to {MAX_KEEP}, got {}", self.keep));
+        }
+        match self.sync {
+            Some(seconds) if !(0.0..=86_400.0).contains(&seconds) => Err(format!(
+                "sync: expected seconds from 0 to 86400, got {seconds}"
+            )),
+            _ => Ok(()),
         }
     }
 

@@ -77,7 +77,10 @@ impl Link {
         }
         self.shared.changed.notify_all();
         while inside.fault.is_none() && Instant::now() < deadline {
-            let waited = self.shared.changed.wait_timeout(inside, deadline - Instant::now());
+            let waited = self
+                .shared
+                .changed
+                .wait_timeout(inside, deadline - Instant::now());
             inside = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -112,6 +115,8 @@ impl Shared {
         for event in connection.iter() {
             let mut inside = self.lock();
             match event {
+                // Nobody is to hear that we are online who have left.
+                Ok(Event::Incoming(Packet::ConnAck(_))) if inside.ended => break,
                 Ok(Event::Incoming(Packet::ConnAck(_))) => {
                     met = true;
                     inside.fault = None;
@@ -125,9 +130,6 @@ impl Shared {
                 Err(error) => return (met, error.to_string()),
             }
             self.changed.notify_all();
-            if inside.ended && inside.client.is_none() && !met {
-                break;
-            }
         }
         (met, "ended".into())
     }

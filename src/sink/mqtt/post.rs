@@ -164,11 +164,6 @@ impl Post {
         self.waiting.is_empty() && self.under_way.is_empty()
     }
 
-    /// Bytes of the estimates that the broker has not confirmed.
-    pub fn bytes(&self) -> u64 {
-        self.taken
-    }
-
     /// Estimates that the broker has not confirmed, and those given up.
     pub fn backlog(&self) -> Backlog {
         let under_way = self.under_way.iter().filter(|one| one.is_estimate).count();
@@ -180,27 +175,31 @@ impl Post {
 
     /// Sends as much as may be under way.
     fn pump(&mut self) {
-        while self.under_way.len() < WINDOW
-            && let Some(wire) = &self.wire
+        while self.wire.is_some()
+            && self.under_way.len() < WINDOW
+            && let Some((message, is_estimate)) = self.next()
         {
-            let unsent = || self.states.iter_mut().find(|(_, unsent)| *unsent);
-            let (message, is_estimate) = if let Some(message) = self.urgent.pop_front() {
-                (message, false)
-            } else if let Some((state, unsent)) = unsent() {
-                *unsent = false;
-                (state.clone(), false)
-            } else if let Some(message) = self.waiting.pop_front() {
-                (message, true)
-            } else {
-                return;
-            };
-            wire.send(&message);
+            if let Some(wire) = &self.wire {
+                wire.send(&message);
+            }
             self.under_way.push_back(UnderWay {
                 message,
                 id: None,
                 is_estimate,
             });
         }
+    }
+
+    /// The message whose turn it is, and whether it is an estimate.
+    fn next(&mut self) -> Option<(Message, bool)> {
+        if let Some(message) = self.urgent.pop_front() {
+            return Some((message, false));
+        }
+        if let Some((state, unsent)) = self.states.iter_mut().find(|(_, unsent)| *unsent) {
+            *unsent = false;
+            return Some((state.clone(), false));
+        }
+        Some((self.waiting.pop_front()?, true))
     }
 }
 
@@ -283,7 +282,7 @@ mod tests {
         while read(&mut post, &broker, true).is_some() {}
         let expected = "status=online state=2 estimate=0 estimate=1 estimate=2";
         assert_eq!(broker.lock().unwrap().got.join(" "), expected);
-        assert!(post.is_done() && post.bytes() == 0);
+        assert!(post.is_done() && post.taken == 0);
     }
 
     #[test]
@@ -320,7 +319,7 @@ mod tests {
             connect(&mut post, &broker);
             while read(&mut post, &broker, true).is_some() {}
             prop_assert!(post.is_done());
-            prop_assert_eq!(post.bytes(), 0);
+            prop_assert_eq!(post.taken, 0);
             let broker = broker.lock().unwrap();
             let mut seen = BTreeSet::new();
             let first: Vec<&String> = broker
