@@ -14,6 +14,7 @@
 
 pub mod frame;
 pub mod decode;
+pub mod view;
 pub mod preprocess;
 pub mod bins;
 pub mod estimate;
