@@ -28,4 +28,6 @@ pub mod synth;
 #[cfg(feature = "live")]
 pub mod capture;
 #[cfg(feature = "live")]
+pub mod detect;
+#[cfg(feature = "live")]
 pub mod live;

@@ -14,6 +14,8 @@ mod record;
 mod run;
 mod table;
 mod verify;
+#[cfg(feature = "live")]
+mod view;
 
 use std::process::ExitCode;
 use std::time::Instant;
