@@ -6,9 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::slot::{Offer, Slot};
-use super::{Counters, Open, Pace};
+use super::{Counters, Job, Open, Pace};
 use crate::capture::{Shot, SourceError, Stopper};
-use crate::pipeline::Pipeline;
 
 /// The first wait before a lost source is opened again; it doubles up to
 /// [`LONGEST_WAIT`].
@@ -23,7 +22,8 @@ const NAP: Duration = Duration::from_millis(50);
 pub struct Supply {
     pub slot: Slot,
     pub counters: Counters,
-    successor: Mutex<Option<Arc<Pipeline>>>,
+    /// What the worker is to do next.
+    pub successor: Mutex<Option<Job>>,
     turn: AtomicU64,
     wait: Mutex<Wait>,
     fault: Mutex<Option<SourceError>>,
@@ -54,13 +54,6 @@ impl Supply {
         if let Some(stop) = wait.stopper.take() {
             stop();
         }
-    }
-
-    /// The pipeline that is to take over.
-    pub fn successor(&self) -> MutexGuard<'_, Option<Arc<Pipeline>>> {
-        self.successor
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long the source has been waited for.

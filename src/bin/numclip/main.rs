@@ -13,6 +13,8 @@ mod predict;
 mod run;
 mod table;
 mod verify;
+#[cfg(feature = "live")]
+mod view;
 
 use std::process::ExitCode;
 use std::time::Instant;
