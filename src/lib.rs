@@ -14,6 +14,7 @@
 
 pub mod frame;
 pub mod decode;
+pub mod view;
 pub mod preprocess;
 pub mod bins;
 pub mod estimate;
@@ -26,6 +27,8 @@ pub mod verify;
 pub mod synth;
 #[cfg(feature = "live")]
 pub mod capture;
+#[cfg(feature = "live")]
+pub mod detect;
 #[cfg(feature = "live")]
 pub mod live;
 #[cfg(feature = "record")]

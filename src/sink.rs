@@ -11,8 +11,15 @@
 //! dropped and counted. Only a source that can wait (a folder, a clip) is made
 //! to wait, and only for sinks that [keep all](Sink::keeps_all).
 
+pub mod file;
 mod hub;
+pub mod lines;
+#[cfg(feature = "mqtt")]
+pub mod mqtt;
 mod queue;
+mod spec;
+pub mod trigger;
+pub mod units;
 
 use std::io;
 use std::sync::Arc;
@@ -23,6 +30,7 @@ use crate::live::Reading;
 use crate::record::Record;
 
 pub use hub::{Hub, Tell};
+pub use spec::{SinkSpec, SpecError, Surroundings};
 
 /// An estimate on its way to the sinks.
 #[derive(Clone, Debug)]

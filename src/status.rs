@@ -81,12 +81,13 @@ impl Status {
     pub fn line(&self) -> String {
         let counts = &self.counts;
         let mut line = format!(
-            "{:.1} estimates/s, {} frames, {} estimates, {} dropped, {} skipped, {} unusable, {} unread, {} reconnects",
+            "{:.1} estimates/s, {} frames, {} estimates, {} dropped, {} skipped, {} unchanged, {} unusable, {} unread, {} reconnects",
             self.fps,
             counts.captured,
             counts.readings,
             counts.dropped,
             counts.skipped,
+            counts.unchanged,
             counts.unusable,
             counts.unread,
             counts.reconnects

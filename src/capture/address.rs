@@ -9,6 +9,8 @@ use thiserror::Error;
 use super::command::{Command, Program, StreamFormat};
 use super::folder::Folder;
 use super::gauge::GaugeCamera;
+#[cfg(feature = "http")]
+use super::http::WebCamera;
 use super::preset;
 use super::{Source, SourceError};
 use crate::frame::PixelFormat;
@@ -21,6 +23,7 @@ use crate::frame::PixelFormat;
 /// | `cmd:COMMAND` | a shell command that writes JPEG pictures one after the other |
 /// | `cmd:COMMAND?format=rgb&size=640x480` | … plain pixels: `rgb`, `bgr`, `grey`; or `ppm` pictures, which need no size |
 /// | `file:///clip.mp4`, `rtsp://…` | ffmpeg |
+/// | `http://user:password@host/stream` | a network camera: a stream of JPEG pictures, or one that is fetched again and again |
 /// | `v4l2:///dev/video0?size=1280x720&fps=30&format=mjpeg` | a USB camera, by ffmpeg |
 /// | `csi://0`, `rpicam://0` | gst-launch-1.0 on a Jetson, rpicam-vid on a Raspberry Pi |
 /// | `synth:gauge?seed=1&size=320&fps=30` | a rendered gauge whose reading is known |
@@ -32,9 +35,14 @@ pub struct SourceAddress {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Kind {
-    Folder { path: PathBuf, watch: bool },
+    Folder {
+        path: PathBuf,
+        watch: bool,
+    },
     Program(Program),
     Gauge(GaugeCamera),
+    #[cfg(feature = "http")]
+    Web(WebCamera),
 }
 
 /// An address that names no source.
@@ -55,6 +63,8 @@ impl SourceAddress {
             Kind::Folder { path, watch } => Box::new(Folder::open(path, *watch)?),
             Kind::Program(program) => Box::new(Command::start(program)?),
             Kind::Gauge(camera) => Box::new(camera.switch_on()),
+            #[cfg(feature = "http")]
+            Kind::Web(camera) => Box::new(camera.open()?),
         })
     }
 
@@ -65,6 +75,8 @@ impl SourceAddress {
             Kind::Folder { .. } => false,
             Kind::Program(program) => program.live,
             Kind::Gauge(_) => true,
+            #[cfg(feature = "http")]
+            Kind::Web(_) => true,
         }
     }
 }
@@ -110,6 +122,13 @@ fn parse(text: &str) -> Result<Kind, String> {
     if scheme == "rtsp" || scheme == "rtsps" {
         return Ok(Kind::Program(preset::rtsp(text)));
     }
+    #[cfg(feature = "http")]
+    if scheme == "http" {
+        return WebCamera::parse(text).map(Kind::Web);
+    }
+    if scheme == "https" {
+        return Err("encrypted cameras are not spoken to; use http:// or rtsps://".into());
+    }
     let (rest, query) = split(rest);
     let query = Query::parse(query)?;
     Ok(match scheme {
@@ -127,7 +146,7 @@ fn parse(text: &str) -> Result<Kind, String> {
         "rpicam" => Kind::Program(preset::rpicam(rest, &query)?),
         other => {
             return Err(format!(
-                "unknown scheme {other:?}; known are dir, file, v4l2, csi, rpicam, rtsp, cmd: and synth:"
+                "unknown scheme {other:?}; known are dir, file, v4l2, csi, rpicam, rtsp, http, cmd: and synth:"
             ));
         }
     })
@@ -183,6 +202,12 @@ fn split(text: &str) -> (&str, &str) {
 }
 
 fn without_password(text: &str) -> String {
+    // Network cameras take passwords in the query as well.
+    if let Some((scheme @ ("http" | "https"), rest)) = text.split_once("://") {
+        let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        let path = rest.split(['?', '#']).next().unwrap_or_default();
+        return format!("{scheme}://{path}");
+    }
     let hidden = || {
         let (scheme, rest) = text.split_once("://")?;
         let (login, host) = rest.split_once('@')?;
@@ -310,6 +335,10 @@ mod tests {
         let address: SourceAddress = "rtsp://me:secret@cam/1?x=2".parse().unwrap();
         assert_eq!(address.to_string(), "rtsp://me:…@cam/1?x=2");
         assert!(!refused("ftp://me:secret@host").contains("secret"));
+        assert!(!refused("https://me:sec/r@et@host/?a").contains("sec"));
+        let address = format!("http://cam:81/x?user=me&pwd=secret#login={}", file!());
+        let address: SourceAddress = address.parse().unwrap();
+        assert_eq!(address.to_string(), "http://cam:81/x");
     }
 
     #[test]

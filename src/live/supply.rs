@@ -6,9 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::slot::{Offer, Slot};
-use super::{Counters, Open, Pace, Tap};
+use super::{Counters, Job, Open, Pace, Tap};
 use crate::capture::{Shot, SourceError, Stopper};
-use crate::pipeline::Pipeline;
 
 /// The first wait before a lost source is opened again; it doubles up to
 /// [`LONGEST_WAIT`].
@@ -24,7 +23,8 @@ pub struct Supply {
     pub slot: Slot,
     pub counters: Counters,
     pub tap: Arc<Tap>,
-    successor: Mutex<Option<Arc<Pipeline>>>,
+    /// What the worker is to do next.
+    pub successor: Mutex<Option<Job>>,
     turn: AtomicU64,
     wait: Mutex<Wait>,
     fault: Mutex<Option<SourceError>>,
@@ -55,13 +55,6 @@ impl Supply {
         if let Some(stop) = wait.stopper.take() {
             stop();
         }
-    }
-
-    /// The pipeline that is to take over.
-    pub fn successor(&self) -> MutexGuard<'_, Option<Arc<Pipeline>>> {
-        self.successor
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long the source has been waited for.

@@ -1,10 +1,12 @@
 //! A look at what the camera sees, for those who ask for it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::locked;
 use crate::frame::Frame;
+use crate::view::Framing;
 
 /// Where the worker leaves a frame that it is done with, if somebody asked.
 /// A frame is handed over, never copied; while nobody asks, the worker looks
@@ -12,37 +14,41 @@ use crate::frame::Frame;
 #[derive(Default)]
 pub struct Tap {
     wanted: AtomicBool,
-    frame: Mutex<Option<Frame>>,
+    glimpse: Mutex<Option<Glimpse>>,
     came: Condvar,
 }
 
+/// A frame and how it is looked at.
+#[derive(Debug, PartialEq)]
+pub struct Glimpse {
+    /// As it came from the camera.
+    pub frame: Frame,
+    /// What makes it upright, and what part of it counts.
+    pub framing: Framing,
+}
+
 impl Tap {
-    /// Waits for the next upright frame; `None` when there is none within
-    /// `timeout`.
-    pub fn next(&self, timeout: Duration) -> Option<Frame> {
-        let mut frame = self.lock();
-        *frame = None;
+    /// Waits for the next frame; `None` when there is none within `timeout`.
+    pub fn next(&self, timeout: Duration) -> Option<Glimpse> {
+        let mut glimpse = locked(&self.glimpse);
+        *glimpse = None;
         self.wanted.store(true, Ordering::Relaxed);
         let waited = self
             .came
-            .wait_timeout_while(frame, timeout, |frame| frame.is_none());
-        let (mut frame, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            .wait_timeout_while(glimpse, timeout, |glimpse| glimpse.is_none());
+        let (mut glimpse, _) = waited.unwrap_or_else(PoisonError::into_inner);
         self.wanted.store(false, Ordering::Relaxed);
-        frame.take()
+        glimpse.take()
     }
 
     /// Gives `frame` to whoever waits for one, or back.
-    pub(super) fn offer(&self, frame: Frame) -> Option<Frame> {
+    pub(super) fn offer(&self, frame: Frame, framing: Framing) -> Option<Frame> {
         if !self.wanted.swap(false, Ordering::Relaxed) {
             return Some(frame);
         }
-        let older = self.lock().replace(frame);
+        let older = locked(&self.glimpse).replace(Glimpse { frame, framing });
         self.came.notify_all();
-        older
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Frame>> {
-        self.frame.lock().unwrap_or_else(PoisonError::into_inner)
+        older.map(|older| older.frame)
     }
 }
 
@@ -60,9 +66,9 @@ mod tests {
     #[test]
     fn frames_come_back_while_nobody_asks() {
         let tap = Tap::default();
-        assert_eq!(tap.offer(frame(1)), Some(frame(1)));
+        assert_eq!(tap.offer(frame(1), Framing::default()), Some(frame(1)));
         assert_eq!(tap.next(Duration::from_millis(5)), None);
-        assert_eq!(tap.offer(frame(2)), Some(frame(2)));
+        assert_eq!(tap.offer(frame(2), Framing::default()), Some(frame(2)));
     }
 
     #[test]
@@ -70,10 +76,11 @@ mod tests {
         let tap = Tap::default();
         thread::scope(|scope| {
             let waiting = scope.spawn(|| tap.next(Duration::from_secs(20)));
-            while tap.offer(frame(3)).is_some() {
+            while tap.offer(frame(3), Framing::default()).is_some() {
                 thread::yield_now();
             }
-            assert_eq!(waiting.join().unwrap(), Some(frame(3)));
+            let glimpse = waiting.join().unwrap().unwrap();
+            assert_eq!(glimpse.frame, frame(3));
         });
     }
 }

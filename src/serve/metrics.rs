@@ -86,6 +86,11 @@ impl Page {
                 counts.skipped,
             ),
             (
+                "frames_unchanged_total",
+                "Frames that showed nothing new.",
+                counts.unchanged,
+            ),
+            (
                 "frames_unusable_total",
                 "Frames that were no picture.",
                 counts.unusable,

@@ -9,16 +9,14 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use fast_image_resize as fir;
-use fir::images::{TypedImage, TypedImageRef};
-use fir::pixels::U8x3;
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use tokio::sync::watch;
 
 use super::screen::Screen;
-use crate::frame::Frame;
 use crate::live::Tap;
+use crate::preprocess::Preprocessor;
+use crate::view::View;
 
 /// Longest side of a picture in pixels.
 const SIDE: u32 = 640;
@@ -107,72 +105,65 @@ impl Picture {
 }
 
 fn film(tap: &Tap, screen: &Screen, pictures: &watch::Sender<Picture>, ended: &AtomicBool) {
+    let mut preprocessor = Preprocessor::default();
     while !ended.load(Ordering::SeqCst) {
         if pictures.receiver_count() == 0 {
             thread::park_timeout(Duration::from_secs(1));
             continue;
         }
-        let Some(frame) = tap.next(WAIT) else {
+        let Some(glimpse) = tap.next(WAIT) else {
             continue;
         };
         let start = Instant::now();
-        screen.set_picture([frame.width(), frame.height()]);
-        if let Some(jpeg) = encode(&frame) {
+        let view = View::turned(&glimpse.frame, glimpse.framing.turn);
+        let (width, height) = (view.width(), view.height());
+        let region = glimpse.framing.roi.map(|roi| roi.region(width, height));
+        screen.set_picture([width, height], region);
+        if let Some(jpeg) = encode(&mut preprocessor, &view) {
             pictures.send_replace(Picture::new(&jpeg));
         }
-        drop(frame);
         let work = start.elapsed();
         thread::sleep(PERIOD.max(SHARE * work) - work);
     }
 }
 
-/// `frame` within [`SIDE`] as JPEG. Frames have pixels and the encoder takes
-/// all of RGB: there is nothing that could fail.
-fn encode(frame: &Frame) -> Option<Vec<u8>> {
-    let (width, height) = (frame.width(), frame.height());
-    let longest = width.max(height);
-    if longest <= SIDE {
-        return jpeg(frame.pixels(), width, height);
-    }
-    let scaled = |side: u32| (u64::from(side) * u64::from(SIDE) / u64::from(longest)).max(1) as u32;
-    let (small_width, small_height) = (scaled(width), scaled(height));
-    let whole = TypedImageRef::<U8x3>::from_buffer(width, height, frame.pixels()).ok()?;
-    let mut small = TypedImage::<U8x3>::new(small_width, small_height);
-    let filter = fir::ResizeAlg::Convolution(fir::FilterType::Bilinear);
-    let options = fir::ResizeOptions::new().resize_alg(filter);
-    fir::Resizer::new()
-        .resize_typed(&whole, &mut small, &options)
-        .ok()?;
-    let pixels: Vec<u8> = small.pixels().iter().flat_map(|pixel| pixel.0).collect();
-    jpeg(&pixels, small_width, small_height)
-}
-
-fn jpeg(pixels: &[u8], width: u32, height: u32) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    JpegEncoder::new_with_quality(&mut bytes, QUALITY)
+/// The whole of `view` within [`SIDE`] as JPEG; the encoder takes all that has
+/// pixels.
+fn encode(preprocessor: &mut Preprocessor, view: &View<'_>) -> Option<Vec<u8>> {
+    let longest = u64::from(view.width().max(view.height()));
+    let limit = longest.min(u64::from(SIDE));
+    let side = |side: u32| (u64::from(side) * limit / longest).max(1) as u32;
+    let (width, height) = (side(view.width()), side(view.height()));
+    let pixels = preprocessor.shrink(view, width, height);
+    let mut jpeg = Vec::new();
+    JpegEncoder::new_with_quality(&mut jpeg, QUALITY)
         .encode(pixels, width, height, ExtendedColorType::Rgb8)
         .ok()?;
-    Some(bytes)
+    Some(jpeg)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::PixelFormat;
+    use crate::frame::{Frame, PixelFormat};
+    use crate::view::{Rotation, Turn};
 
-    fn size(width: u32, height: u32) -> (u32, u32) {
+    fn size(width: u32, height: u32, rotation: Rotation) -> (u32, u32) {
         let pixels = (0..width * height * 3).map(|at| (at / 3 % 251) as u8);
         let frame = Frame::new(width, height, PixelFormat::Rgb, pixels.collect()).unwrap();
-        let picture = Picture::new(&encode(&frame).unwrap());
+        let view = View::turned(&frame, Turn::new(rotation, None));
+        let jpeg = encode(&mut Preprocessor::default(), &view).unwrap();
+        let picture = Picture::new(&jpeg);
         let jpeg = image::load_from_memory(&picture.jpeg()).unwrap();
         (jpeg.width(), jpeg.height())
     }
 
     #[test]
     fn pictures_keep_their_shape_within_the_limit() {
-        assert_eq!(size(320, 200), (320, 200));
-        assert_eq!(size(1280, 720), (640, 360));
-        assert_eq!(size(3, 3000), (1, 640));
-        assert_eq!(size(1, 1), (1, 1));
+        assert_eq!(size(320, 200, Rotation::None), (320, 200));
+        assert_eq!(size(1280, 720, Rotation::None), (640, 360));
+        assert_eq!(size(1280, 720, Rotation::Right), (360, 640));
+        assert_eq!(size(3, 3000, Rotation::None), (1, 640));
+        assert_eq!(size(1, 1, Rotation::None), (1, 1));
     }
 }

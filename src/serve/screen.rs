@@ -18,6 +18,7 @@ use crate::pipeline::Pipeline;
 use crate::record::rfc3339;
 use crate::sink::{Answer, Sink, SinkError};
 use crate::status::{Board, Status};
+use crate::view::Region;
 
 /// Events that a client may be behind before it skips to the newest.
 const BEHIND: usize = 64;
@@ -40,6 +41,7 @@ struct Inside {
     latency: Histogram,
     notice: Option<Notice>,
     picture: Option<[u32; 2]>,
+    region: Option<[u32; 4]>,
     /// Number of the next record; larger than any of an earlier process.
     next: u64,
     records: VecDeque<(u64, Bytes)>,
@@ -59,6 +61,8 @@ pub struct State {
     pub silent: f64,
     /// Width and height of the upright picture, once somebody has watched.
     pub picture: Option<[u32; 2]>,
+    /// Left, top, width, height of the part of it that counts.
+    pub region: Option<[u32; 4]>,
     /// The last thing that went wrong.
     pub notice: Option<Notice>,
     /// What is estimated.
@@ -125,6 +129,7 @@ impl Screen {
                 latency: Histogram::default(),
                 notice: None,
                 picture: None,
+                region: None,
                 next: since_epoch.map_or(0, |since| since.as_micros() as u64),
                 records: VecDeque::new(),
                 latest: None,
@@ -164,9 +169,12 @@ impl Screen {
         Arc::clone(&self.lock().pipeline)
     }
 
-    /// Takes note of the width and height of the upright picture.
-    pub(super) fn set_picture(&self, size: [u32; 2]) {
-        self.lock().picture = Some(size);
+    /// Takes note of the width and height of the upright picture, and of the
+    /// part that counts.
+    pub(super) fn set_picture(&self, size: [u32; 2], region: Option<Region>) {
+        let mut inside = self.lock();
+        inside.picture = Some(size);
+        inside.region = region.map(Region::to_array);
     }
 
     /// The latest record.
@@ -198,6 +206,7 @@ impl Screen {
             camera: inside.pulse.camera(now),
             silent: inside.pulse.silent(now).as_secs_f64(),
             picture: inside.picture,
+            region: inside.region,
             notice: inside.notice.clone(),
             task: Task::of(&inside.pipeline),
             latency: inside.latency,

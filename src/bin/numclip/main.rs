@@ -13,6 +13,8 @@ mod predict;
 mod run;
 mod table;
 mod verify;
+#[cfg(feature = "live")]
+mod view;
 #[cfg(feature = "http")]
 mod web;
 

@@ -23,6 +23,7 @@ use crate::EngineChoice;
 use crate::exit::Exit;
 use crate::predict::describe;
 use crate::table::Layout;
+use crate::view::ViewArgs;
 #[cfg(feature = "http")]
 use crate::web::{Web, WebArgs};
 
@@ -63,6 +64,8 @@ pub struct Args {
     /// Print one JSON object for each frame.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    view: ViewArgs,
     #[cfg(feature = "http")]
     #[command(flatten)]
     web: WebArgs,
@@ -80,7 +83,9 @@ const EXAMPLES: &str = "Sources:
 
 Examples:
   numclip run --model models/gauge --source synth:gauge --fps 5
-  numclip run --model models/gauge --source dir:///inbox?watch --json >> estimates.jsonl";
+  numclip run --model models/gauge --source dir:///inbox?watch --json >> estimates.jsonl
+  numclip run --model models/gauge --source rpicam://0 --rotate 180 --roi 25%,25%,50%,50% \\
+      --motion 6 --smooth median:5 --budget 20%";
 
 fn parse_fps(text: &str) -> Result<f32, String> {
     match text.parse() {
@@ -117,7 +122,7 @@ pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
     if verbose {
         describe(&pipeline, loading.elapsed());
     }
-    let settings = settings(args);
+    let settings = settings(args)?;
     let printer: Box<dyn Sink> = Box::new(Printer::new(args, pipeline.bundle().manifest()));
     let mut sinks = vec![("stdout".to_owned(), printer)];
     let board = Arc::<Board>::default();
@@ -159,15 +164,18 @@ pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
     })
 }
 
-fn settings(args: &Args) -> Settings {
+fn settings(args: &Args) -> Result<Settings> {
     let is_live = args.source.is_live();
-    Settings {
+    let mut settings = Settings {
         pace: Pace {
             interval: args.fps.map(|fps| Duration::from_secs_f32(1.0 / fps)),
             every_frame: args.every_frame || !is_live,
         },
         stall: is_live.then_some(args.stall),
-    }
+        ..Settings::default()
+    };
+    args.view.apply(&mut settings)?;
+    Ok(settings)
 }
 
 /// Takes events apart until there are no more: readings to the sinks, notices
