@@ -7,3 +7,7 @@ mod decode;
 mod golden;
 #[cfg(feature = "live")]
 mod live;
+#[cfg(feature = "http")]
+mod page;
+#[cfg(feature = "http")]
+mod serve;

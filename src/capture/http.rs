@@ -481,3 +481,6 @@ fn fps(query: &str) -> Result<f32, String> {
         Some(_) => Err("fps: expected a number from 0.001 to 1000".into()),
     }
 }
+
+#[cfg(test)]
+mod tests;
