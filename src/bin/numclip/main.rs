@@ -44,7 +44,7 @@ struct Cli {
 enum Command {
     Predict(predict::Args),
     #[cfg(feature = "live")]
-    Run(run::Args),
+    Run(Box<run::Args>),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
