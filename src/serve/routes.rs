@@ -230,6 +230,7 @@ async fn events(State(desk): State<Arc<Desk>>, headers: HeaderMap) -> Result<Res
     let since = since.and_then(|id| id.to_str().ok()?.parse().ok());
     let (mut missed, coming) = desk.screen.follow(since);
     missed.push_front(desk.screen.state_event());
+    missed.push_front(Bytes::from_static(b"retry: 1000\n\n"));
     let follower = Follower {
         screen: Arc::clone(&desk.screen),
         missed,
