@@ -18,7 +18,7 @@ use crate::clip::Hints;
 use crate::clip::transformer::Precision;
 use crate::data::{Augment, Columns, LeakPolicy, Protocol, Sampling, SplitPlan, Weighting};
 use crate::model::numclip::HeadConfig;
-use crate::model::{Architecture, EncoderConfig, Norm, Padding};
+use crate::model::{Architecture, EncoderConfig, Norm, Padding, tiny};
 use crate::optim::{Freeze, OptimConfig, Schedule};
 use crate::quantize::calibrate::RangeMethod;
 use crate::text::{Placement, TextConfig, Tuning};
@@ -139,6 +139,9 @@ pub struct Model {
     /// Branches of a MobileOne block while training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub branches: Option<usize>,
+    /// Side of a patch of `vit-tiny` in pixels, 16 or 32; 16 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patch: Option<usize>,
     /// Checkpoint to start from, relative to the task file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
@@ -343,6 +346,13 @@ fn first_version() -> String {
     "0.1.0".into()
 }
 
+impl Model {
+    /// Side of a patch of `vit-tiny` in pixels.
+    pub fn patch(&self) -> usize {
+        self.patch.unwrap_or(tiny::PATCH)
+    }
+}
+
 impl Default for Model {
     fn default() -> Self {
         Self {
@@ -351,6 +361,7 @@ impl Default for Model {
             padding: Padding::default(),
             norm: Norm::default(),
             branches: None,
+            patch: None,
             init: None,
             head: HeadConfig::default(),
         }

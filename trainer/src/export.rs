@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::fit::{FitError, Prepared, Run, Weights, embed_all, loader, prepare, untrained};
 use crate::graph::ConvNet;
 use crate::model::numclip::NumClip;
-use crate::model::{ImageEncoder, NotConvolutional};
+use crate::model::{Architecture, ImageEncoder, NotConvolutional};
 use crate::quantize::affine::Affine;
 use crate::quantize::calibrate::calibrate;
 use crate::quantize::{int8, onnx, towers};
@@ -405,8 +405,9 @@ fn architecture(config: &Config) -> String {
         .as_ref()
         .and_then(serde_json::Value::as_str)
         .unwrap_or_default();
-    format!(
-        "{name}, width {}, {} px",
-        config.model.width, config.preprocess.size
-    )
+    let size = config.preprocess.size;
+    match config.model.architecture {
+        Architecture::VitTiny => format!("{name}, patch {}, {size} px", config.model.patch()),
+        _ => format!("{name}, width {}, {size} px", config.model.width),
+    }
 }

@@ -10,8 +10,8 @@ use numclip::pipeline::Pipeline;
 use numclip::preprocess::Plan;
 use numclip::verify::replay;
 use numclip_trainer::clip::{
-    Activation, ImageShape, ResNetShape, TextShape, TransformerShape, VitShape, image_layout,
-    random, text_layout,
+    Activation, ImageShape, ResNetShape, TextShape, TransformerShape, VitForm, VitShape,
+    image_layout, random, text_layout,
 };
 use numclip_trainer::config::Config;
 use numclip_trainer::export;
@@ -37,6 +37,7 @@ fn vit() -> ImageShape {
         patch: 8,
         transformer: transformer(24),
         embedding: 16,
+        form: VitForm::Clip,
     })
 }
 

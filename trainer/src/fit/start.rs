@@ -10,7 +10,8 @@ use crate::checkpoint::Checkpoint;
 use crate::clip::ClipFile;
 use crate::clip::transformer::Precision;
 use crate::config::Config;
-use crate::model::{Architecture, ConvEncoder, ImageEncoder, weights};
+use crate::model::vit::Vit;
+use crate::model::{Architecture, ConvEncoder, ImageEncoder, tiny, weights};
 
 /// A weight file, told apart from any other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +44,19 @@ pub(super) fn encoder(
 ) -> Result<ImageEncoder, FitError> {
     match (config.model.architecture, &config.model.init) {
         (Architecture::Clip, Some(path)) => clip(config, path, dim, device),
+        (Architecture::VitTiny, _) => Ok(vit_tiny(config, dim, device)?.into()),
         _ => Ok(conv(config, dim, device)?.into()),
     }
+}
+
+fn vit_tiny(config: &Config, dim: usize, device: &Device) -> Result<Vit, FitError> {
+    let (model, train) = (&config.model, &config.train);
+    let shape = tiny::shape(config.preprocess.size as usize, model.patch(), dim);
+    let net = match &model.init {
+        Some(path) => tiny::load(&shape, train.seed, path, device)?,
+        None => tiny::init(&shape, train.seed, device),
+    };
+    Ok(net.with_precision(train.precision))
 }
 
 fn conv(config: &Config, dim: usize, device: &Device) -> Result<ConvEncoder, FitError> {

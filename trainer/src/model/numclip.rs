@@ -158,7 +158,7 @@ impl NumClip {
     /// weight: a factor on the whole embedding does not change a cosine.
     ///
     /// # Errors
-    /// The encoder is a tower of CLIP.
+    /// The encoder is a transformer or a tower of CLIP.
     pub fn fold(&self, size: usize) -> Result<ConvNet, NotConvolutional> {
         let mut net = self.encoder.fold([size, size])?;
         if let Some(adapter) = &self.adapter {
