@@ -6,6 +6,7 @@
 
 mod check;
 mod clip;
+mod teacher;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,7 @@ use crate::optim::{Freeze, OptimConfig, Schedule};
 use crate::quantize::calibrate::RangeMethod;
 use crate::text::{Placement, TextConfig, Tuning};
 pub use check::{ConfigError, ConfigErrorKind};
+pub use teacher::{Clean, Teacher, TeacherKind, TeacherLoss, ViewPlan};
 
 /// Everything a run depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,6 +54,9 @@ pub struct Config {
     /// The training itself.
     #[serde(default)]
     pub train: Train,
+    /// A trained model to learn from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<Teacher>,
     /// What becomes of the trained model.
     #[serde(default)]
     pub export: Export,
@@ -323,7 +328,9 @@ impl Config {
             &mut self.text.embeddings,
             &mut self.model.init,
         ];
-        for path in paths.into_iter().flatten().chain([&mut self.data.table]) {
+        let teacher = self.teacher.iter_mut().flat_map(Teacher::paths);
+        let paths = paths.into_iter().chain(teacher).flatten();
+        for path in paths.chain([&mut self.data.table]) {
             *path = std::path::absolute(folder.join(&path))?;
         }
         Ok(())

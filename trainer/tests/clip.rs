@@ -31,7 +31,7 @@ fn transformer(width: usize) -> TransformerShape {
     }
 }
 
-fn vit() -> ImageShape {
+pub fn vit() -> ImageShape {
     ImageShape::Vit(VitShape {
         image: 32,
         patch: 8,
@@ -52,7 +52,7 @@ fn resnet() -> ImageShape {
 }
 
 /// Writes a CLIP model with random weights and a logit scale of 50 into a folder.
-fn checkpoint(folder: &Path, image: &ImageShape) -> PathBuf {
+pub fn checkpoint(folder: &Path, image: &ImageShape) -> PathBuf {
     let text = TextShape {
         vocabulary: 49_408,
         context_length: 24,

@@ -90,6 +90,7 @@ impl Config {
         self.train.schedule.validate()?;
         self.check_encoder()?;
         self.check_protocol()?;
+        self.check_teacher()?;
         self.check_train()
     }
 
@@ -263,7 +264,7 @@ impl Config {
     }
 }
 
-fn require(
+pub(super) fn require(
     fits: bool,
     field: &'static str,
     expected: &str,

@@ -1,5 +1,6 @@
 //! The image encoder that a run starts from, and the file it comes from.
 
+use std::fmt;
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -21,6 +22,29 @@ pub struct WeightsSource {
     pub file: String,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
+}
+
+/// The model that a student learned from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherSource {
+    /// What it is, and its name.
+    pub name: String,
+    /// SHA-256 of its weights or of its manifest, in hexadecimal.
+    pub sha256: String,
+    /// What it was trained on; empty where it does not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub learned_from: String,
+}
+
+impl fmt::Display for TeacherSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (sha256 {})", self.name, self.sha256)?;
+        match self.learned_from.is_empty() {
+            true => Ok(()),
+            false => write!(f, ", which learned from {}", self.learned_from),
+        }
+    }
 }
 
 /// The file that the encoder starts from; none if it starts from random weights.
