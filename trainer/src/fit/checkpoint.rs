@@ -1,8 +1,6 @@
 //! A run's state in one file: written beside its place, synced, renamed.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Write as _};
 use std::path::Path;
 
 use burn::module::Module;
@@ -15,6 +13,7 @@ use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 
 use super::{FitError, Run, State};
+use crate::file::write_whole;
 use crate::model::numclip::NumClip;
 
 const MODEL: &str = "model";
@@ -170,17 +169,9 @@ impl Run {
     }
 }
 
-/// Writes `bytes` so that `path` holds either what it held or all of them.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FitError> {
-    let write = || -> io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|error| file_error(path, &error))
+/// [`write_whole`](crate::file::write_whole), for a file of the run.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), FitError> {
+    write_whole(path, bytes).map_err(|error| file_error(path, &error))
 }
 
 pub(super) fn file_error(path: &Path, error: &dyn std::fmt::Display) -> FitError {
@@ -198,7 +189,7 @@ fn write_parts(path: &Path, parts: &[(&str, Vec<u8>)]) -> Result<(), FitError> {
     }
     let bytes = serialize(views, None::<HashMap<String, String>>)
         .map_err(|error| file_error(path, &error))?;
-    write_whole(path, &bytes)
+    write(path, &bytes)
 }
 
 /// TOML keeps floats to the last bit.
