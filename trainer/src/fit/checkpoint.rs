@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{FitError, Run, State};
 use crate::file::write_whole;
 use crate::model::numclip::NumClip;
+use crate::optim::Ema;
 
 const MODEL: &str = "model";
 const OPTIMIZER: &str = "optimizer";
@@ -27,7 +28,7 @@ pub enum Weights {
     /// Those of the epoch with the least validation error, averaged where the
     /// task asks for it.
     Best,
-    /// Those of the last checkpoint.
+    /// Those of the last checkpoint, averaged where the task asks for it.
     Last,
 }
 
@@ -162,10 +163,12 @@ impl Run {
         let bytes = std::fs::read(&path).map_err(|error| file_error(&path, &error))?;
         let fail = |message: String| file_error(&path, &message);
         let file = SafeTensors::deserialize(&bytes).map_err(|error| fail(error.to_string()))?;
-        let part = file
-            .tensor(MODEL)
-            .map_err(|error| fail(error.to_string()))?;
-        load_model(model, part.data().to_vec()).map_err(fail)
+        let part = |name| file.tensor(name).map(|part| part.data().to_vec());
+        let record = match part(AVERAGE) {
+            Ok(average) => Ema::<NumClip>::record(&average)?.to_vec(),
+            Err(_) => part(MODEL).map_err(|error| fail(error.to_string()))?,
+        };
+        load_model(model, record).map_err(fail)
     }
 }
 
