@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use numclip::metrics::Metrics;
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{Counters, file_error, write_whole};
+use super::checkpoint::{Counters, file_error, write};
 use super::{FitError, Prepared, WeightsSource};
 use crate::config::Config;
 use crate::text::TextSource;
@@ -198,11 +198,11 @@ fn begin(folder: &Path, config: &Config, prepared: &Prepared) -> Result<(), FitE
     let metrics = folder.join(METRICS);
     File::create(&metrics).map_err(|error| file_error(&metrics, &error))?;
     let text = toml::to_string(config).map_err(|error| file_error(&folder.join(TASK), &error))?;
-    write_whole(&folder.join(TASK), text.as_bytes())?;
+    write(&folder.join(TASK), text.as_bytes())?;
     let provenance = provenance(prepared);
     let json = serde_json::to_vec_pretty(&provenance)
         .map_err(|error| file_error(&folder.join(PROVENANCE), &error))?;
-    write_whole(&folder.join(PROVENANCE), &json)
+    write(&folder.join(PROVENANCE), &json)
 }
 
 fn compare(folder: &Path, config: &Config, prepared: &Prepared) -> Result<(), FitError> {
