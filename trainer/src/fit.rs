@@ -3,9 +3,11 @@
 mod checkpoint;
 mod evaluate;
 mod gradients;
+mod meter;
 mod objective;
 mod start;
 mod prepare;
+mod parallel;
 mod progress;
 mod run;
 
@@ -19,14 +21,17 @@ use thiserror::Error;
 use crate::checkpoint::CheckpointError;
 use crate::config::Config;
 use crate::data::loader::{LoadError, Unreadable};
-use crate::data::{Augment, DataError, Loader, LoaderConfig};
+use crate::data::{Augment, Batch, DataError, Loader, LoaderConfig};
+use crate::device::{DeviceError, Opened};
 use crate::model::numclip::NumClip;
 use crate::model::weights::WeightsError;
 use crate::optim::{Ema, GroupedOptimizer, OptimError, clip_gradients, freeze};
 use crate::text::TextError;
 use checkpoint::Counters;
 use gradients::{Pass, is_finite};
+use meter::Meter;
 use objective::Objective;
+use parallel::Crew;
 use progress::Progress;
 
 pub use checkpoint::Weights;
@@ -95,6 +100,21 @@ pub enum FitError {
         "train.precision = \"bf16\" is for vision transformers; this encoder trains in \"f32\""
     )]
     Precision,
+    /// The device asked for is not to be had.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// More devices than batches in a step.
+    #[error(
+        "{devices} devices share out the batches of a step, but train.accumulate gives it \
+         {batches}; set accumulate to a multiple of {devices} (batch_size counts the images of one \
+         batch)"
+    )]
+    Idle {
+        /// Number of devices.
+        devices: usize,
+        /// Batches in a step.
+        batches: usize,
+    },
     /// Optimiser settings or state.
     #[error(transparent)]
     Optim(#[from] OptimError),
@@ -155,18 +175,19 @@ fn good(checkpoint: &Option<PathBuf>) -> String {
 /// # Errors
 /// [`FitError`]; the last checkpoint stays usable whatever happens.
 pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> {
-    let device = Device::flex();
-    let prepared = prepare(config, &device)?;
-    for warning in &prepared.warnings {
+    let devices = config.train.device.open()?;
+    // Bins are embedded on the CPU: what a run was made from is the same on every device.
+    let prepared = prepare(config, &Device::flex())?;
+    for warning in devices.note.iter().chain(&prepared.warnings) {
         eprintln!("warning: {warning}");
     }
     let run = Run::open(options.out, config, &prepared, options.resume)?;
-    let mut state = State::new(config, &prepared, &device)?;
+    let mut state = State::new(config, &prepared, &devices.devices[0])?;
     if options.resume {
         state = state.restore(&run)?;
         run.truncate_metrics(&state.counters)?;
     }
-    let trainer = Trainer::new(config, &prepared, &run, &device)?;
+    let trainer = Trainer::new(config, &prepared, &run, &devices)?;
     trainer.train(state, options.interrupt)
 }
 
@@ -207,8 +228,8 @@ struct Trainer<'a> {
     run: &'a Run,
     loader: Loader,
     validation: Option<Loader>,
-    objective: Objective,
-    device: Device,
+    devices: &'a Opened,
+    crew: Crew<'a>,
 }
 
 impl<'a> Trainer<'a> {
@@ -216,9 +237,8 @@ impl<'a> Trainer<'a> {
         config: &'a Config,
         prepared: &'a Prepared,
         run: &'a Run,
-        device: &Device,
+        devices: &'a Opened,
     ) -> Result<Self, FitError> {
-        let device = config.training_device(device);
         let splits = &prepared.splits;
         let loader = loader(config, prepared, &splits.train, Some(&config.augment))?;
         let validation = match splits.val.is_empty() {
@@ -233,8 +253,10 @@ impl<'a> Trainer<'a> {
             run,
             loader,
             validation,
-            objective,
-            device,
+            devices,
+            crew: Crew::new(config, objective, &devices.devices, |device| {
+                untrained(config, prepared, device)
+            })?,
         })
     }
 
@@ -271,6 +293,7 @@ impl<'a> Trainer<'a> {
         let (steps, accumulate) = (self.steps(), self.config.train.accumulate);
         state.model = freeze::apply(&self.config.train.freeze, state.model, epoch + 1);
         state.optimizer.begin_epoch(epoch + 1);
+        let mut meter = Meter::start(self.devices);
         let progress = Progress::start(
             epoch + 1,
             self.config.train.epochs,
@@ -280,16 +303,23 @@ impl<'a> Trainer<'a> {
         let first = state.counters.step * accumulate;
         let mut batches = self.loader.epoch(epoch as u64, first);
         while state.counters.step < steps {
-            let mut pass = Pass::new(self.config, &self.objective, &self.device);
-            for batch in batches.by_ref().take(accumulate) {
-                let batch = batch?;
-                let skipped = batch.skipped.iter();
+            let mut pass = self.crew.begin();
+            let copies = self.crew.copies(&state.model);
+            let mut batches = batches.by_ref().take(accumulate);
+            loop {
+                let together = batches.by_ref().take(self.crew.len());
+                let together: Vec<Batch> = meter.wait(|| together.collect::<Result<_, _>>())?;
+                if together.is_empty() {
+                    break;
+                }
+                let skipped = together.iter().flat_map(|batch| &batch.skipped);
                 skipped.for_each(|skipped| progress.warn(&format!("skipped {skipped}")));
-                pass.add(&state.model, &batch);
+                self.crew.add(&mut pass, &state.model, &copies, &together);
                 self.require_finite("the loss", pass.loss(), &state.counters)?;
             }
+            meter.add(pass.labels.len());
             state = self.step(state, pass)?;
-            progress.advance(&state.counters.sums);
+            progress.advance(&state.counters.sums, &meter.speed(epoch + 1));
             let stop = interrupt.load(Ordering::Relaxed);
             let due = state
                 .counters
@@ -303,7 +333,7 @@ impl<'a> Trainer<'a> {
                 return Ok(state);
             }
         }
-        self.finish_epoch(state, &progress)
+        self.finish_epoch(state, &progress, &meter)
     }
 
     /// Steps in an epoch.
@@ -365,7 +395,13 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn finish_epoch(&self, mut state: State, progress: &Progress) -> Result<State, FitError> {
+    fn finish_epoch(
+        &self,
+        mut state: State,
+        progress: &Progress,
+        meter: &Meter<'_>,
+    ) -> Result<State, FitError> {
+        let speed = meter.speed(state.counters.epoch + 1);
         self.require_finite_weights(&state)?;
         let model = state.evaluated();
         let validation = self
@@ -385,7 +421,8 @@ impl<'a> Trainer<'a> {
         };
         let better = state.counters.update_best(validation);
         self.run.append(&record)?;
-        progress.finish(&record, better);
+        self.run.append_speed(&speed)?;
+        progress.finish(&record, better, &speed);
         if better || self.validation.is_none() {
             self.run.save_best(&model, state.counters.epoch)?;
         }

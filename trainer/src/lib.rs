@@ -3,6 +3,7 @@
 //! Modules are declared in flow order; a module uses only those above it.
 
 mod file;
+pub mod device;
 pub mod synth;
 pub mod data;
 pub mod graph;

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use numclip_trainer::config::Config;
+use numclip_trainer::device::Choice;
 use numclip_trainer::eval;
 use numclip_trainer::fit::{Options, Outcome, Run, fit};
 use numclip_trainer::report;
@@ -23,7 +24,8 @@ Examples:
   trainer fit task.toml --out runs/second-try
   trainer fit task.toml --fold 2/5 --seed 3      (into runs/NAME-fold2of5-seed3)
   trainer fit task.toml --few-shot 4 --set train.epochs=20
-  trainer fit task.toml --resume")]
+  trainer fit task.toml --resume
+  trainer fit task.toml --device cuda:0,1 --set train.accumulate=2   (two GPUs)")]
 pub struct Fit {
     /// Task file
     #[arg(value_name = "TASK.toml")]
@@ -42,23 +44,19 @@ pub struct Fit {
     /// that start a job again
     #[arg(long, conflicts_with = "resume")]
     requeue: bool,
-    /// What to compute on
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
-    device: Device,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Device {
-    /// The fastest there is
-    Auto,
-    /// The processor
-    Cpu,
+    /// What to compute on: auto, cpu, cuda, cuda:1, or cuda:0,1 to share out the batches of a step
+    /// (train.accumulate) [default: train.device of the task file, or auto]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Choice>,
 }
 
 impl Fit {
     pub fn run(self) -> Result<()> {
         let variant = self.single.variant(&self.changes);
-        let config = variant.read(&self.task)?;
+        let mut config = variant.read(&self.task)?;
+        if let Some(device) = self.device {
+            config.train.device = device;
+        }
         let out = self
             .out
             .unwrap_or_else(|| default_folder(&config, &variant));

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::clip::{self, Activation, Hints, ImageShape, TransformerShape, VitShape};
+use crate::fit::parallel::Crew;
 use crate::model::ImageEncoder;
 use crate::model::vit::Vit;
 use crate::optim::GroupedOptimizer;
@@ -151,6 +152,11 @@ impl ModuleMapper for Fill {
 }
 
 fn config(train: &str) -> Config {
+    let size = if train.contains("batch_size") {
+        ""
+    } else {
+        "batch_size = 8"
+    };
     let text = format!(
         r#"
         bin = [
@@ -172,7 +178,7 @@ fn config(train: &str) -> Config {
         mean = [0.5, 0.5, 0.5]
         std = [0.5, 0.5, 0.5]
         [train]
-        batch_size = 8
+        {size}
         {train}
         "#
     );
@@ -202,6 +208,17 @@ fn batch(config: &Config, stream: u64) -> Batch {
         labels: LABELS.to_vec(),
         bins: LABELS.iter().map(bin).collect(),
         indices: (0..8).collect(),
+        skipped: Vec::new(),
+    }
+}
+
+/// Some of a batch of images of 32 pixels.
+fn part(all: &Batch, range: std::ops::Range<usize>) -> Batch {
+    Batch {
+        images: all.images[range.start * 3072..range.end * 3072].to_vec(),
+        labels: all.labels[range.clone()].to_vec(),
+        bins: all.bins[range.clone()].to_vec(),
+        indices: range.collect(),
         skipped: Vec::new(),
     }
 }
@@ -279,13 +296,6 @@ fn several_batches_equal_a_large_one() {
     let model = model(&whole, mobilenet(&whole, &device), &device);
     let objective = Objective::new(&whole, &[2; 4]);
     let all = batch(&whole, 5000);
-    let part = |range: std::ops::Range<usize>| Batch {
-        images: all.images[range.start * 3072..range.end * 3072].to_vec(),
-        labels: all.labels[range.clone()].to_vec(),
-        bins: all.bins[range.clone()].to_vec(),
-        indices: range.collect(),
-        skipped: Vec::new(),
-    };
     let gradients = |config: &Config, batches: &[Batch]| {
         let mut pass = Pass::new(config, &objective, &device);
         batches.iter().for_each(|batch| pass.add(&model, batch));
@@ -294,8 +304,11 @@ fn several_batches_equal_a_large_one() {
         let ranks = |model: &NumClip| parameters(&AsWeights::of(model, &gradients));
         (pass.loss(), ranks(&model))
     };
-    let (loss, expected) = gradients(&whole, &[part(0..8)]);
-    let (accumulated, got) = gradients(&parts, &[part(0..3), part(3..5), part(5..8)]);
+    let (loss, expected) = gradients(&whole, &[part(&all, 0..8)]);
+    let (accumulated, got) = gradients(
+        &parts,
+        &[part(&all, 0..3), part(&all, 3..5), part(&all, 5..8)],
+    );
     assert!(
         (loss - accumulated).abs() < 1e-5 * loss,
         "{loss} {accumulated}"
@@ -304,6 +317,44 @@ fn several_batches_equal_a_large_one() {
         let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
         assert_close(got, expected, 1e-4 * largest + 1e-6, "gradient");
     }
+}
+
+#[test]
+fn two_workers_equal_one() {
+    let loss = "loss = { image_to_text = 1, text_to_image = 0, cross_entropy = 1, value = 1 }";
+    let whole = config(loss);
+    let halves = config(&format!("batch_size = 4\naccumulate = 2\n{loss}"));
+    let build = |device: &Device| Ok(model(&whole, mobilenet(&whole, device), device));
+    let all = batch(&whole, 5000);
+    let gradients = |config: &Config, workers: usize, batches: &[Batch]| {
+        let objective = Objective::new(config, &[2; 4]);
+        let devices = vec![Device::flex(); workers];
+        let crew = Crew::new(config, objective, &devices, build).unwrap();
+        let model = build(&Device::flex().autodiff()).unwrap();
+        let mut pass = crew.begin();
+        crew.add(&mut pass, &model, &crew.copies(&model), batches);
+        let gradients = pass.gradients(&model);
+        (
+            pass.loss(),
+            parameters(&AsWeights::of(&model, &gradients)),
+            pass.labels.clone(),
+        )
+    };
+    let (loss, expected, labels) = gradients(&whole, 1, &[part(&all, 0..8)]);
+    let (shared, got, order) = gradients(&halves, 2, &[part(&all, 0..4), part(&all, 4..8)]);
+    assert_eq!(labels, order);
+    assert!((loss - shared).abs() < 1e-5 * loss, "{loss} {shared}");
+    for (got, expected) in got.iter().zip(&expected) {
+        let largest = expected.iter().fold(1.0_f32, |m, v| m.max(v.abs()));
+        assert_close(got, expected, 1e-5 * largest, "gradient");
+    }
+    let idle = Crew::new(
+        &whole,
+        Objective::new(&whole, &[2; 4]),
+        &[Device::flex(), Device::flex()],
+        build,
+    );
+    assert!(idle.err().unwrap().to_string().contains("accumulate"));
 }
 
 /// Puts gradients in the place of weights.
