@@ -22,3 +22,4 @@ pub mod export;
 pub mod inspect;
 pub mod eval;
 pub mod study;
+pub mod repro;

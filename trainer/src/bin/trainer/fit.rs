@@ -93,14 +93,15 @@ impl Fit {
 
 /// Measures the best weights on the run's test images (validation where there
 /// are none), keeps the estimates in the run's folder and writes its report.
-fn measure(out: &Path) -> Result<PathBuf> {
+pub fn measure(out: &Path) -> Result<PathBuf> {
     let subject = eval::Subject::at(out)?;
     let evaluation = eval::evaluate(&subject, &eval::Images::default(), 0)?;
     evaluation.write(&out.join("eval"), &evaluation.images)?;
     Ok(report::of_run(out, evaluation.measured())?)
 }
 
-fn is_done(out: &Path) -> bool {
+/// Whether a run is trained and measured.
+pub fn is_done(out: &Path) -> bool {
     out.join(report::FILE_NAME).is_file()
 }
 
