@@ -6,5 +6,6 @@ mod bad_input;
 mod clip;
 mod export;
 mod failures;
+mod repro;
 mod resume;
 mod study;
