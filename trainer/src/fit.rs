@@ -10,6 +10,7 @@ mod prepare;
 mod parallel;
 mod progress;
 mod run;
+mod teacher;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,7 @@ use thiserror::Error;
 use crate::checkpoint::CheckpointError;
 use crate::config::Config;
 use crate::data::loader::{LoadError, Unreadable};
-use crate::data::{Augment, Batch, DataError, Loader, LoaderConfig};
+use crate::data::{Augment, Batch, DataError, Loader, LoaderConfig, Sampling, Views};
 use crate::device::{DeviceError, Opened};
 use crate::model::numclip::NumClip;
 use crate::model::weights::WeightsError;
@@ -31,14 +32,16 @@ use checkpoint::Counters;
 use gradients::{Pass, is_finite};
 use meter::Meter;
 use objective::Objective;
-use parallel::Crew;
+use parallel::{Crew, Taught};
 use progress::Progress;
+use teacher::{Beside, Lessons};
 
 pub use checkpoint::Weights;
 pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
-pub use prepare::{Prepared, prepare, prepare_for, untrained};
+pub use prepare::{Prepared, prepare, prepare_for, prepare_student, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
-pub use start::WeightsSource;
+pub use start::{TeacherSource, WeightsSource};
+pub use teacher::{Teacher, TeacherError};
 
 /// What a run is asked beside its task file.
 pub struct Options<'a> {
@@ -115,6 +118,12 @@ pub enum FitError {
         /// Batches in a step.
         batches: usize,
     },
+    /// There is no teacher to learn from.
+    #[error(transparent)]
+    Teacher(#[from] TeacherError),
+    /// A task whose bins are its teacher's, without them.
+    #[error("the bins of this task are those of its teacher, and it was not opened")]
+    NoBins,
     /// Optimiser settings or state.
     #[error(transparent)]
     Optim(#[from] OptimError),
@@ -176,11 +185,14 @@ fn good(checkpoint: &Option<PathBuf>) -> String {
 /// [`FitError`]; the last checkpoint stays usable whatever happens.
 pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> {
     let devices = config.train.device.open()?;
-    // Bins are embedded on the CPU: what a run was made from is the same on every device.
-    let prepared = prepare(config, &Device::flex())?;
-    for warning in devices.note.iter().chain(&prepared.warnings) {
-        eprintln!("warning: {warning}");
-    }
+    // Teacher and bins are asked on the CPU: what a run was made from is the same on every device.
+    let device = Device::flex();
+    let teacher = Teacher::open(config, &device)?;
+    let prepared = match &teacher {
+        Some(teacher) => prepare_student(config, teacher)?,
+        None => prepare(config, &device)?,
+    };
+    warn(devices.note.iter().chain(&prepared.warnings));
     let run = Run::open(options.out, config, &prepared, options.resume)?;
     let mut state = State::new(config, &prepared, &devices.devices[0])?;
     if options.resume {
@@ -188,7 +200,17 @@ pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> 
         run.truncate_metrics(&state.counters)?;
     }
     let trainer = Trainer::new(config, &prepared, &run, &devices)?;
+    let trainer = match &teacher {
+        Some(teacher) => trainer.taught_by(teacher, options.interrupt)?,
+        None => trainer,
+    };
     trainer.train(state, options.interrupt)
+}
+
+fn warn<'a>(warnings: impl IntoIterator<Item = &'a String>) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
 }
 
 /// Everything that changes while training.
@@ -228,6 +250,7 @@ struct Trainer<'a> {
     run: &'a Run,
     loader: Loader,
     validation: Option<Loader>,
+    lessons: Option<Lessons>,
     devices: &'a Opened,
     crew: Crew<'a>,
 }
@@ -240,10 +263,11 @@ impl<'a> Trainer<'a> {
         devices: &'a Opened,
     ) -> Result<Self, FitError> {
         let splits = &prepared.splits;
-        let loader = loader(config, prepared, &splits.train, Some(&config.augment))?;
+        let images = (config.train.batch_size, config.train.seed);
+        let loader = training_loader(config, prepared, &splits.train, images, None)?;
         let validation = match splits.val.is_empty() {
             true => None,
-            false => Some(self::loader(config, prepared, &splits.val, None)?),
+            false => Some(self::loader(config, prepared, &splits.val)?),
         };
         let counts = prepared.dataset.check_bins(&splits.train, &config.bin)?;
         let objective = Objective::new(config, &counts);
@@ -253,10 +277,26 @@ impl<'a> Trainer<'a> {
             run,
             loader,
             validation,
+            lessons: None,
             devices,
             crew: Crew::new(config, objective, &devices.devices, |device| {
                 untrained(config, prepared, device)
             })?,
+        })
+    }
+
+    /// The same with everything that `teacher` says of the training images.
+    fn taught_by(self, teacher: &Teacher, interrupt: &AtomicBool) -> Result<Self, FitError> {
+        let (config, prepared) = (self.config, self.prepared);
+        let lessons = Lessons::new(config, prepared, teacher, interrupt)?;
+        warn(lessons.warnings());
+        let images = (config.train.batch_size, config.train.seed);
+        let views = teacher::views(config, teacher);
+        let train = &prepared.splits.train;
+        Ok(Self {
+            loader: training_loader(config, prepared, train, images, views.as_ref())?,
+            lessons: Some(lessons),
+            ..self
         })
     }
 
@@ -302,18 +342,20 @@ impl<'a> Trainer<'a> {
         );
         let first = state.counters.step * accumulate;
         let mut batches = self.loader.epoch(epoch as u64, first);
+        let shown = epoch * self.loader.steps() + first;
+        let lessons = self.lessons.as_ref();
+        let mut beside = lessons.and_then(|lessons| lessons.beside(shown as u64));
         while state.counters.step < steps {
             let mut pass = self.crew.begin();
             let copies = self.crew.copies(&state.model);
             let mut batches = batches.by_ref().take(accumulate);
             loop {
                 let together = batches.by_ref().take(self.crew.len());
-                let together: Vec<Batch> = meter.wait(|| together.collect::<Result<_, _>>())?;
+                let together = together.map(|batch| self.taught(batch?, &mut beside, &progress));
+                let together: Vec<Taught> = meter.wait(|| together.collect::<Result<_, _>>())?;
                 if together.is_empty() {
                     break;
                 }
-                let skipped = together.iter().flat_map(|batch| &batch.skipped);
-                skipped.for_each(|skipped| progress.warn(&format!("skipped {skipped}")));
                 self.crew.add(&mut pass, &state.model, &copies, &together);
                 self.require_finite("the loss", pass.loss(), &state.counters)?;
             }
@@ -334,6 +376,24 @@ impl<'a> Trainer<'a> {
             }
         }
         self.finish_epoch(state, &progress, &meter)
+    }
+
+    /// A batch with what the teacher says of it and of unlabelled images beside it.
+    fn taught(
+        &self,
+        batch: Batch,
+        beside: &mut Option<Beside<'_>>,
+        progress: &Progress,
+    ) -> Result<Taught, FitError> {
+        let Some(lessons) = &self.lessons else {
+            progress.skipped(&batch);
+            return Ok((batch, None));
+        };
+        let beside = beside.as_mut().and_then(Iterator::next).transpose()?;
+        beside.iter().for_each(|batch| progress.skipped(batch));
+        progress.skipped(&batch);
+        let lesson = lessons.about(self.prepared, &batch, beside)?;
+        Ok((batch, Some(lesson)))
     }
 
     /// Steps in an epoch.
@@ -436,39 +496,57 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// A loader over some samples: for training with `augment`, for evaluation without.
-pub fn loader(
+/// A loader over some samples for evaluation: in order, without random changes.
+pub fn loader(config: &Config, prepared: &Prepared, indices: &[usize]) -> Result<Loader, FitError> {
+    let loader = LoaderConfig {
+        batch: config.train.batch_size,
+        sampling: Sampling::Sequential,
+        ..loader_config(config)
+    };
+    let (plan, augment) = (config.preprocess.clone(), Augment::none());
+    let (dataset, bins) = (&prepared.dataset, &config.bin);
+    Ok(Loader::new(dataset, indices, bins, plan, augment, loader)?)
+}
+
+/// A loader of training images in batches of a size, drawn from a seed: under fixed views where
+/// there are some, else under new random changes in every epoch.
+fn training_loader(
     config: &Config,
     prepared: &Prepared,
     indices: &[usize],
-    augment: Option<&Augment>,
+    (batch, seed): (usize, u64),
+    views: Option<&Views>,
 ) -> Result<Loader, FitError> {
-    let train = &config.train;
     let loader = LoaderConfig {
-        batch: train.batch_size,
-        seed: train.seed,
-        sampling: if augment.is_some() {
-            train.sampling
-        } else {
-            crate::data::Sampling::Sequential
-        },
-        drop_last: augment.is_some() && indices.len() >= train.batch_size,
-        workers: train.workers,
-        cache_mib: train.cache_mib / 2,
+        batch,
+        seed,
+        sampling: config.train.sampling,
+        drop_last: indices.len() >= batch,
+        ..loader_config(config)
+    };
+    let plan = config.preprocess.clone();
+    let (dataset, bins) = (&prepared.dataset, &config.bin);
+    let loader = match views {
+        Some(views) => {
+            let views = (views.clone(), &prepared.sha256[..]);
+            Loader::of_views(dataset, indices, bins, plan, views, loader)
+        }
+        None => {
+            let augment = config.augment.clone();
+            Loader::new(dataset, indices, bins, plan, augment, loader)
+        }
+    };
+    Ok(loader?)
+}
+
+fn loader_config(config: &Config) -> LoaderConfig {
+    LoaderConfig {
+        workers: config.train.workers,
+        cache_mib: config.train.cache_mib / 2,
         unreadable: match config.data.max_unreadable {
             0 => Unreadable::Stop,
             limit => Unreadable::Skip(limit),
         },
         ..LoaderConfig::default()
-    };
-    let augment = augment.cloned().unwrap_or_else(Augment::none);
-    let plan = config.preprocess.clone();
-    Ok(Loader::new(
-        &prepared.dataset,
-        indices,
-        &config.bin,
-        plan,
-        augment,
-        loader,
-    )?)
+    }
 }

@@ -12,9 +12,13 @@ use burn::tensor::Device;
 use super::FitError;
 use super::gradients::Pass;
 use super::objective::Objective;
+use super::teacher::Lesson;
 use crate::config::Config;
 use crate::data::Batch;
 use crate::model::numclip::NumClip;
+
+/// A batch, and what a teacher says of it.
+pub type Taught = (Batch, Option<Lesson>);
 
 /// The devices of a run.
 pub struct Crew<'a> {
@@ -85,21 +89,27 @@ impl<'a> Crew<'a> {
     }
 
     /// Adds batches, at most one for each device, that are computed at the same time.
-    pub fn add(&self, pass: &mut Pass<'_>, model: &NumClip, copies: &[NumClip], batches: &[Batch]) {
+    pub fn add(
+        &self,
+        pass: &mut Pass<'_>,
+        model: &NumClip,
+        copies: &[NumClip],
+        batches: &[Taught],
+    ) {
         let [first, rest @ ..] = batches else { return };
         thread::scope(|scope| {
             let helpers = self.others.iter().zip(copies).zip(rest);
             let parts: Vec<_> = helpers
-                .map(|((helper, copy), batch)| {
+                .map(|((helper, copy), (batch, lesson))| {
                     let copy = copy.clone();
                     scope.spawn(move || {
                         let mut part = self.pass(&helper.device);
-                        part.add(&copy, batch);
+                        part.add(&copy, batch, lesson.as_ref());
                         part
                     })
                 })
                 .collect();
-            pass.add(model, first);
+            pass.add(model, &first.0, first.1.as_ref());
             for part in parts {
                 match part.join() {
                     Ok(part) => pass.merge(model, part),

@@ -2,7 +2,7 @@
 //! made: everything random comes from one hash, which is repeated here.
 
 use super::*;
-use crate::clip::{self, Activation, Hints, ImageShape, TransformerShape, VitShape};
+use crate::clip::{self, Activation, Hints, ImageShape, TransformerShape, VitForm, VitShape};
 use crate::fit::parallel::Crew;
 use crate::model::ImageEncoder;
 use crate::model::vit::Vit;
@@ -109,6 +109,7 @@ fn image_tower(device: &Device) -> ImageEncoder {
             activation: Activation::QuickGelu,
         },
         embedding: 16,
+        form: VitForm::default(),
     };
     let layout = clip::image_layout(&ImageShape::Vit(shape.clone()));
     Vit::take(&mut clip::random(layout, 0), &shape, 32, device).into()
@@ -208,6 +209,7 @@ fn batch(config: &Config, stream: u64) -> Batch {
         labels: LABELS.to_vec(),
         bins: LABELS.iter().map(bin).collect(),
         indices: (0..8).collect(),
+        views: vec![0; 8],
         skipped: Vec::new(),
     }
 }
@@ -218,6 +220,7 @@ fn part(all: &Batch, range: std::ops::Range<usize>) -> Batch {
         images: all.images[range.start * 3072..range.end * 3072].to_vec(),
         labels: all.labels[range.clone()].to_vec(),
         bins: all.bins[range.clone()].to_vec(),
+        views: vec![0; range.len()],
         indices: range.collect(),
         skipped: Vec::new(),
     }
@@ -269,7 +272,7 @@ fn ten_steps(reference: &str, encoder: fn(&Config, &Device) -> ImageEncoder) {
         let objective = Objective::new(&config, &[2; 4]);
         for (step, expected) in expected.losses.iter().enumerate() {
             let mut pass = Pass::new(&config, &objective, &device);
-            pass.add(&model, &batch(&config, 5000 + step as u64));
+            pass.add(&model, &batch(&config, 5000 + step as u64), None);
             let error = (pass.loss() / expected - 1.0).abs();
             assert!(
                 error < 1e-4,
@@ -298,7 +301,9 @@ fn several_batches_equal_a_large_one() {
     let all = batch(&whole, 5000);
     let gradients = |config: &Config, batches: &[Batch]| {
         let mut pass = Pass::new(config, &objective, &device);
-        batches.iter().for_each(|batch| pass.add(&model, batch));
+        batches
+            .iter()
+            .for_each(|batch| pass.add(&model, batch, None));
         let gradients = pass.gradients(&model);
         // Gradients as weights, to read them out.
         let ranks = |model: &NumClip| parameters(&AsWeights::of(model, &gradients));
@@ -332,7 +337,8 @@ fn two_workers_equal_one() {
         let crew = Crew::new(config, objective, &devices, build).unwrap();
         let model = build(&Device::flex().autodiff()).unwrap();
         let mut pass = crew.begin();
-        crew.add(&mut pass, &model, &crew.copies(&model), batches);
+        let batches: Vec<_> = batches.iter().map(|batch| (batch.clone(), None)).collect();
+        crew.add(&mut pass, &model, &crew.copies(&model), &batches);
         let gradients = pass.gradients(&model);
         (
             pass.loss(),
