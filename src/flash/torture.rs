@@ -48,28 +48,30 @@ enum Action {
     Rollback,
 }
 
+/// An action, and the medium on which it can begin.
+struct Scenario {
+    action: Action,
+    samples: [Sample; 2],
+    /// What serves before and after.
+    ends: [Option<String>; 2],
+    disk: SimulatedDisk,
+    steps: usize,
+}
+
 /// Cuts every step of every scenario. The same seed gives the same cuts; with
 /// a [`Lie`] the medium does not do what the store relies on.
 pub fn torture(seed: u64, lie: Option<Lie>) -> Report {
     let mut report = Report::default();
     let mut draw = Draw(seed);
     for action in [Action::First, Action::Update, Action::Rollback] {
-        let mut disk = action.prepared();
-        disk.lie(lie);
-        let steps = action.steps(&disk);
-        for step in 0..steps {
-            let mut cut = disk.clone();
-            action.run_cut(&mut cut, step);
-            for fates in all_fates(cut.pending(), &mut draw) {
-                let powered = cut.powered_again(|change| fates[change]);
-                let place = format!("{action:?}, cut at step {step} of {steps}");
-                report.judge(action, powered, &place);
-            }
+        let scenario = Scenario::new(action, lie);
+        for step in 0..scenario.steps {
+            report.cut_once(&scenario, step, &mut draw);
             for _ in 0..TRIPLES {
-                report.triple(action, &disk, step, steps, &mut draw);
+                report.cut_thrice(&scenario, step, &mut draw);
             }
         }
-        report.steps += steps;
+        report.steps += scenario.steps;
     }
     report
 }
@@ -88,115 +90,125 @@ pub struct Sample {
 }
 
 impl Report {
-    fn judge(&mut self, action: Action, disk: SimulatedDisk, place: &str) {
-        self.cuts += 1;
-        if let Err(fault) = self.serves(action, &disk) {
-            self.bricked.push(format!("{place}: {fault}"));
-        } else if let Err(fault) = action.finished(disk) {
-            self.bricked.push(format!("{place}, tried again: {fault}"));
+    fn cut_once(&mut self, scenario: &Scenario, step: usize, draw: &mut Draw) {
+        let mut cut = scenario.disk.clone();
+        scenario.run_cut(&mut cut, step);
+        for fates in all_fates(cut.pending(), draw) {
+            self.cuts += 1;
+            let powered = cut.powered_again(|change| fates[change]);
+            let judged = self.serves(scenario, &powered);
+            let judged = judged.and_then(|()| scenario.finished(powered));
+            self.note(judged, || {
+                format!("{:?}, cut at step {step}", scenario.action)
+            });
         }
     }
 
     /// Three cuts in a row, now and then the process alone dying.
-    fn triple(
-        &mut self,
-        action: Action,
-        disk: &SimulatedDisk,
-        step: usize,
-        steps: usize,
-        draw: &mut Draw,
-    ) {
+    fn cut_thrice(&mut self, scenario: &Scenario, step: usize, draw: &mut Draw) {
         self.triples += 1;
-        let mut disk = disk.clone();
-        let mut place = format!("{action:?}, cut at steps");
-        for step in [step, draw.below(steps), draw.below(steps)] {
-            place += &format!(" {step}");
-            action.run_cut(&mut disk, step);
+        let mut disk = scenario.disk.clone();
+        let steps = [step, draw.below(scenario.steps), draw.below(scenario.steps)];
+        let mut judged = Ok(());
+        for step in steps {
+            scenario.run_cut(&mut disk, step);
             disk = match draw.below(4) {
                 0 => disk.restarted(),
                 _ => disk.powered_again(|_| draw.fate()),
             };
-            if let Err(fault) = self.serves(action, &disk) {
-                return self.bricked.push(format!("{place}: {fault}"));
-            }
+            judged = judged.and_then(|()| self.serves(scenario, &disk));
         }
-        if let Err(fault) = action.finished(disk) {
-            self.bricked.push(format!("{place}, tried again: {fault}"));
+        let judged = judged.and_then(|()| scenario.finished(disk));
+        self.note(judged, || {
+            format!("{:?}, cut at steps {steps:?}", scenario.action)
+        });
+    }
+
+    fn note(&mut self, judged: Result<(), StoreError>, place: impl Fn() -> String) {
+        if let Err(fault) = judged {
+            self.bricked.push(format!("{}: {fault}", place()));
         }
     }
 
-    fn serves(&mut self, action: Action, disk: &SimulatedDisk) -> Result<(), StoreError> {
+    fn serves(&mut self, scenario: &Scenario, disk: &SimulatedDisk) -> Result<(), StoreError> {
         let serving = state(disk)?.serving;
         if let Some(digest) = &serving {
             intact(disk, digest)?;
         }
-        let [old, new] = action.ends();
+        let [old, new] = &scenario.ends;
         match serving {
-            serving if serving == new => self.new += 1,
-            serving if serving == old => self.old += 1,
+            serving if serving == *new => self.new += 1,
+            serving if serving == *old => self.old += 1,
             _ => return Err(StoreError::State("neither the old nor the new".into())),
         }
         Ok(())
     }
 }
 
-impl Action {
-    /// What serves before and after.
-    fn ends(self) -> [Option<String>; 2] {
-        let [old, new] = samples().map(|sample| Some(sample.digest()));
-        match self {
-            Self::First => [None, old],
-            Self::Update => [old, new],
-            Self::Rollback => [new, old],
-        }
+impl Scenario {
+    fn new(action: Action, lie: Option<Lie>) -> Self {
+        let samples = samples();
+        let [old, new] = samples.clone().map(|sample| Some(sample.digest()));
+        let ends = match action {
+            Action::First => [None, old],
+            Action::Update => [old, new],
+            Action::Rollback => [new, old],
+        };
+        let mut scenario = Self {
+            action,
+            samples,
+            ends,
+            disk: SimulatedDisk::default(),
+            steps: 0,
+        };
+        scenario.prepare();
+        scenario.disk.lie(lie);
+        let mut whole = scenario.disk.clone();
+        scenario
+            .run(&mut whole)
+            .expect("a medium in memory takes what fits");
+        scenario.steps = whole.steps();
+        scenario
     }
 
-    /// A medium on which the action can begin, all of it certain.
-    fn prepared(self) -> SimulatedDisk {
-        let mut disk = SimulatedDisk::default();
-        let [old, new] = samples();
-        // What served long ago: the update is to remove it.
-        let installed = match self {
-            Self::First => vec![],
-            Self::Update => vec![Sample::new("0.8.0", 8), Sample::new("0.9.0", 9), old],
-            Self::Rollback => vec![old, new],
+    /// Installs what serves before; all of it is certain.
+    fn prepare(&mut self) {
+        let [old, new] = self.samples.clone();
+        let installed = match self.action {
+            Action::First => vec![],
+            // The update is to remove what served long ago.
+            Action::Update => vec![Sample::new("0.8.0", 8), Sample::new("0.9.0", 9), old],
+            Action::Rollback => vec![old, new],
         };
         for sample in installed {
             sample
-                .install(&mut disk)
+                .install(&mut self.disk)
                 .expect("a medium in memory takes what fits");
         }
-        disk.powered_again(|_| Fate::Kept)
+        self.disk = self.disk.powered_again(|_| Fate::Kept);
     }
 
-    fn steps(self, disk: &SimulatedDisk) -> usize {
-        let mut disk = disk.clone();
-        self.run(&mut disk)
-            .expect("a medium in memory takes what fits");
-        disk.steps()
-    }
-
-    fn run(self, disk: &mut SimulatedDisk) -> Result<(), StoreError> {
-        let [old, new] = samples();
-        match self {
-            Self::First => old.install(disk),
-            Self::Update => new.install(disk),
-            Self::Rollback => rollback(disk, &mut |_| Ok(())).map(drop),
+    fn run(&self, disk: &mut SimulatedDisk) -> Result<(), StoreError> {
+        let [old, new] = &self.samples;
+        match self.action {
+            Action::First => old.install(disk),
+            Action::Update => new.install(disk),
+            Action::Rollback => rollback(disk, &mut |_| Ok(())).map(drop),
         }
     }
 
-    fn run_cut(self, disk: &mut SimulatedDisk, step: usize) {
+    fn run_cut(&self, disk: &mut SimulatedDisk, step: usize) {
         disk.cut_at(step);
-        // It fails, unless three cuts left it less to do than that.
+        // It fails, unless earlier cuts left it less to do than that.
         let _ = self.run(disk);
     }
 
     /// Whether the action still succeeds. A torn file on its way costs one
     /// attempt, as it does on a device.
-    fn finished(self, mut disk: SimulatedDisk) -> Result<(), StoreError> {
-        let [_, new] = self.ends();
+    fn finished(&self, mut disk: SimulatedDisk) -> Result<(), StoreError> {
+        let new = &self.ends[1];
         for attempt in 0..4 {
-            if state(&disk)?.serving == new {
+            if state(&disk)?.serving == *new {
                 break;
             }
             match self.run(&mut disk) {
@@ -204,9 +216,8 @@ impl Action {
                 result => result?,
             }
         }
-        let state = state(&disk)?;
-        match &state.serving {
-            serving if *serving == new => intact(&disk, serving.as_deref().unwrap_or_default()),
+        match state(&disk)?.serving {
+            Some(digest) if Some(&digest) == new.as_ref() => intact(&disk, &digest),
             _ => Err(StoreError::State("the new bundle does not serve".into())),
         }
     }
