@@ -66,6 +66,9 @@ fn key_files(folder: &Path) -> Result<Vec<PathBuf>, SignatureError> {
         error,
     };
     let mut paths = Vec::new();
+    if !folder.exists() {
+        return Ok(paths);
+    }
     for entry in fs::read_dir(folder).map_err(io)? {
         let path = entry.map_err(io)?.path();
         if path.extension().is_some_and(|extension| extension == "pub") {

@@ -106,7 +106,7 @@ fn last_words(stderr: &str, code: Option<i32>) -> String {
     let last = lines.last().copied().unwrap_or("it said nothing");
     match code {
         Some(127) => format!("numclip is not installed there, or --remote is needed ({last})"),
-        Some(255) => format!("ssh: {}", lines.join(" / ")),
+        Some(255) => format!("ssh: {}", lines.join(" / ").trim_start_matches("ssh: ")),
         _ => last.strip_prefix("error: ").unwrap_or(last).to_owned(),
     }
 }
