@@ -3,6 +3,8 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -25,6 +27,8 @@ pub const TRUST: &str = "trust.d";
 pub const SERVICE: &str = "device.toml";
 
 const LOCK: &str = "lock";
+/// How long another update is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The store of this machine, held for one change at a time.
 pub struct Device {
@@ -118,13 +122,13 @@ impl Device {
         let path = root.join(LOCK);
         let lock = File::options().create(true).append(true).open(&path);
         let lock = lock.map_err(file(&path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
+        match held(&lock) {
+            Ok(true) => {}
+            Ok(false) => {
                 let path = root.display().to_string();
                 return Err(DeviceError::Busy { path });
             }
-            Err(TryLockError::Error(error)) => return Err(file(&path)(error)),
+            Err(error) => return Err(file(&path)(error)),
         }
         Ok(Self {
             root: root.into(),
@@ -267,6 +271,19 @@ fn prove(root: &Path, digest: &str) -> Result<(), StoreError> {
             replay.expected,
             replay.cosine
         ))),
+    }
+}
+
+/// Whether the lock could be had in time.
+fn held(lock: &File) -> io::Result<bool> {
+    let start = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if start.elapsed() > PATIENCE => return Ok(false),
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(20)),
+        }
     }
 }
 

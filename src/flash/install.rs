@@ -10,7 +10,7 @@ use super::store::{
     NEXT, SLOTS, STAGING, StoreError, at, intact, listing, remove, state, switch, write_file,
 };
 use crate::bundle::{State, sha256, slot};
-use crate::package::{Entry, Header, PackageError};
+use crate::package::{Entry, Header};
 
 /// Room that is left on the medium, in bytes: names and folders take some.
 const MARGIN: u64 = 64 << 10;
@@ -85,6 +85,7 @@ pub fn install(
     }
     seal(disk, digest)?;
     intact(disk, digest)?;
+    refuse_other_model(disk, header)?;
     check(digest)?;
     switch(disk, &after(&before, digest))?;
     Ok(Outcome::Installed { before })
@@ -160,6 +161,19 @@ fn refuse_downgrade(disk: &dyn Disk, state: &State, header: &Header) -> Result<(
             })
         }
         _ => Ok(()),
+    }
+}
+
+/// What the index says, on which the downgrade was judged, is what the bundle is.
+fn refuse_other_model(disk: &dyn Disk, header: &Header) -> Result<(), StoreError> {
+    let (index, digest) = (header.index(), header.index().bundle_sha256());
+    let model = listing(disk, digest)?.model;
+    match (&index.name, &index.version) == (&model.name, &model.version) {
+        true => Ok(()),
+        false => Err(StoreError::Damaged {
+            bundle: format!("{} {}", index.name, index.version),
+            message: format!("its manifest says {} {}", model.name, model.version),
+        }),
     }
 }
 
@@ -318,7 +332,7 @@ fn fetch(
         // What an earlier attempt left may be torn: the next starts afresh.
         Err(error) => {
             remove(disk, &staging)?;
-            return Err(PackageError::into(error));
+            return Err(error.into());
         }
     };
     let path = format!("{}/{}", slot(header.index().bundle_sha256()), entry.name);

@@ -196,6 +196,7 @@ fn check(index: &Index) -> Result<(), PackageError> {
     if index.bundle_sha256().is_empty() {
         return invalid(format!("no {MANIFEST} among the files"));
     }
+    index.files.iter().try_for_each(check_entry)?;
     for pair in index.files.windows(2) {
         // Cards ignore case, so names that differ in nothing else collide.
         if pair[0].name.to_ascii_lowercase() >= pair[1].name.to_ascii_lowercase() {
@@ -203,7 +204,7 @@ fn check(index: &Index) -> Result<(), PackageError> {
             return invalid(format!("{second:?} after {first:?}: twice or out of order"));
         }
     }
-    index.files.iter().try_for_each(check_entry)
+    Ok(())
 }
 
 fn check_entry(entry: &Entry) -> Result<(), PackageError> {

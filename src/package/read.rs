@@ -92,7 +92,8 @@ pub fn unpack(package: &Package, directory: &Path) -> Result<Bundle, PackageErro
         let path = staged.path().join(&entry.name);
         bundle::write_synced(&path, &bytes?).map_err(|error| PackageError::io(&path, error))?;
     }
-    Bundle::open(staged.path())?;
+    let bundle = Bundle::open(staged.path())?;
+    header_fits(package.header(), &bundle)?;
     bundle::make_readable(staged.path()).map_err(io)?;
     if directory.exists() {
         let message = "the folder exists; name a new one";
@@ -102,4 +103,16 @@ pub fn unpack(package: &Package, directory: &Path) -> Result<Bundle, PackageErro
     // The folder has its final name now; there is nothing left to clean up.
     let _ = staged.keep();
     Ok(Bundle::open(directory)?)
+}
+
+/// Name and version stand in the manifest and in the index.
+fn header_fits(header: &Header, bundle: &Bundle) -> Result<(), PackageError> {
+    let (index, model) = (header.index(), &bundle.manifest().model);
+    match (&index.name, &index.version) == (&model.name, &model.version) {
+        true => Ok(()),
+        false => Err(PackageError::Index(format!(
+            "{} {}, but the manifest says {} {}",
+            index.name, index.version, model.name, model.version
+        ))),
+    }
 }

@@ -1,13 +1,22 @@
 //! `numclip store`: the device's side, run by hand or over ssh.
 
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write as _};
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use numclip::flash::{Device, STORE, Status, receive, status};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::exit::Exit;
 use crate::table::aligned;
+
+/// How long a sender may be silent.
+const SILENCE: Timespec = Timespec {
+    tv_sec: 60,
+    tv_nsec: 0,
+};
 
 /// Work on this machine's own models; `flash`, `status`, `rollback` and
 /// `prune` run this on devices.
@@ -46,8 +55,8 @@ enum Action {
 pub fn run(args: &Args) -> Result<Exit> {
     let text = match args.action {
         Action::Receive => {
-            let (mut stdin, mut stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
-            receive(&args.store, &mut stdin, &mut stdout)?;
+            let mut input = BufReader::new(Impatient::stdin()?);
+            receive(&args.store, &mut input, &mut io::stdout().lock())?;
             return Ok(Exit::Done);
         }
         Action::Status { json: true } => {
@@ -62,6 +71,27 @@ pub fn run(args: &Args) -> Result<Exit> {
     };
     anstream::stdout().lock().write_all(text.as_bytes())?;
     Ok(Exit::Done)
+}
+
+/// The sender, who is gone if nothing comes for long: a connection can break
+/// without anybody saying so, and the store must not stay held.
+struct Impatient(File);
+
+impl Impatient {
+    fn stdin() -> io::Result<Self> {
+        let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+        Ok(Self(stdin.into()))
+    }
+}
+
+impl Read for Impatient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut stdin = [PollFd::new(&self.0, PollFlags::IN)];
+        match poll(&mut stdin, Some(&SILENCE))? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => self.0.read(buffer),
+        }
+    }
 }
 
 /// What serves, in a line.
