@@ -8,6 +8,7 @@ mod start;
 mod prepare;
 mod progress;
 mod run;
+mod teacher;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,7 @@ use thiserror::Error;
 use crate::checkpoint::CheckpointError;
 use crate::config::Config;
 use crate::data::loader::{LoadError, Unreadable};
-use crate::data::{Augment, DataError, Loader, LoaderConfig};
+use crate::data::{Augment, Batch, DataError, Loader, LoaderConfig, Sampling, Views};
 use crate::model::numclip::NumClip;
 use crate::model::weights::WeightsError;
 use crate::optim::{Ema, GroupedOptimizer, OptimError, clip_gradients, freeze};
@@ -28,12 +29,14 @@ use checkpoint::Counters;
 use gradients::{Pass, is_finite};
 use objective::Objective;
 use progress::Progress;
+use teacher::{Beside, Lesson, Lessons};
 
 pub use checkpoint::Weights;
 pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
-pub use prepare::{Prepared, prepare, prepare_for, untrained};
+pub use prepare::{Prepared, prepare, prepare_for, prepare_student, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
-pub use start::WeightsSource;
+pub use start::{TeacherSource, WeightsSource};
+pub use teacher::{Teacher, TeacherError};
 
 /// What a run is asked beside its task file.
 pub struct Options<'a> {
@@ -95,6 +98,12 @@ pub enum FitError {
         "train.precision = \"bf16\" is for vision transformers; this encoder trains in \"f32\""
     )]
     Precision,
+    /// There is no teacher to learn from.
+    #[error(transparent)]
+    Teacher(#[from] TeacherError),
+    /// A task whose bins are its teacher's, without them.
+    #[error("the bins of this task are those of its teacher, and it was not opened")]
+    NoBins,
     /// Optimiser settings or state.
     #[error(transparent)]
     Optim(#[from] OptimError),
@@ -156,10 +165,12 @@ fn good(checkpoint: &Option<PathBuf>) -> String {
 /// [`FitError`]; the last checkpoint stays usable whatever happens.
 pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> {
     let device = Device::flex();
-    let prepared = prepare(config, &device)?;
-    for warning in &prepared.warnings {
-        eprintln!("warning: {warning}");
-    }
+    let teacher = Teacher::open(config, &device)?;
+    let prepared = match &teacher {
+        Some(teacher) => prepare_student(config, teacher)?,
+        None => prepare(config, &device)?,
+    };
+    warn(&prepared.warnings);
     let run = Run::open(options.out, config, &prepared, options.resume)?;
     let mut state = State::new(config, &prepared, &device)?;
     if options.resume {
@@ -167,7 +178,17 @@ pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> 
         run.truncate_metrics(&state.counters)?;
     }
     let trainer = Trainer::new(config, &prepared, &run, &device)?;
+    let trainer = match &teacher {
+        Some(teacher) => trainer.taught_by(teacher, options.interrupt)?,
+        None => trainer,
+    };
     trainer.train(state, options.interrupt)
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
 }
 
 /// Everything that changes while training.
@@ -207,6 +228,7 @@ struct Trainer<'a> {
     run: &'a Run,
     loader: Loader,
     validation: Option<Loader>,
+    lessons: Option<Lessons>,
     objective: Objective,
     device: Device,
 }
@@ -220,10 +242,11 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self, FitError> {
         let device = config.training_device(device);
         let splits = &prepared.splits;
-        let loader = loader(config, prepared, &splits.train, Some(&config.augment))?;
+        let images = (config.train.batch_size, config.train.seed);
+        let loader = training_loader(config, prepared, &splits.train, images, None)?;
         let validation = match splits.val.is_empty() {
             true => None,
-            false => Some(self::loader(config, prepared, &splits.val, None)?),
+            false => Some(self::loader(config, prepared, &splits.val)?),
         };
         let counts = prepared.dataset.check_bins(&splits.train, &config.bin)?;
         let objective = Objective::new(config, &counts);
@@ -233,8 +256,24 @@ impl<'a> Trainer<'a> {
             run,
             loader,
             validation,
+            lessons: None,
             objective,
             device,
+        })
+    }
+
+    /// The same with everything that `teacher` says of the training images.
+    fn taught_by(self, teacher: &Teacher, interrupt: &AtomicBool) -> Result<Self, FitError> {
+        let (config, prepared) = (self.config, self.prepared);
+        let lessons = Lessons::new(config, prepared, teacher, interrupt)?;
+        warn(lessons.warnings());
+        let images = (config.train.batch_size, config.train.seed);
+        let views = teacher::views(config, teacher);
+        let train = &prepared.splits.train;
+        Ok(Self {
+            loader: training_loader(config, prepared, train, images, views.as_ref())?,
+            lessons: Some(lessons),
+            ..self
         })
     }
 
@@ -279,13 +318,16 @@ impl<'a> Trainer<'a> {
         );
         let first = state.counters.step * accumulate;
         let mut batches = self.loader.epoch(epoch as u64, first);
+        let shown = epoch * self.loader.steps() + first;
+        let lessons = self.lessons.as_ref();
+        let mut beside = lessons.and_then(|lessons| lessons.beside(shown as u64));
         while state.counters.step < steps {
             let mut pass = Pass::new(self.config, &self.objective, &self.device);
             for batch in batches.by_ref().take(accumulate) {
                 let batch = batch?;
-                let skipped = batch.skipped.iter();
-                skipped.for_each(|skipped| progress.warn(&format!("skipped {skipped}")));
-                pass.add(&state.model, &batch);
+                let lesson = self.lesson(&batch, &mut beside, &progress)?;
+                progress.skipped(&batch);
+                pass.add(&state.model, &batch, lesson.as_ref());
                 self.require_finite("the loss", pass.loss(), &state.counters)?;
             }
             state = self.step(state, pass)?;
@@ -304,6 +346,21 @@ impl<'a> Trainer<'a> {
             }
         }
         self.finish_epoch(state, &progress)
+    }
+
+    /// What the teacher says of a batch and of unlabelled images beside it.
+    fn lesson(
+        &self,
+        batch: &Batch,
+        beside: &mut Option<Beside<'_>>,
+        progress: &Progress,
+    ) -> Result<Option<Lesson>, FitError> {
+        let Some(lessons) = &self.lessons else {
+            return Ok(None);
+        };
+        let beside = beside.as_mut().and_then(Iterator::next).transpose()?;
+        beside.iter().for_each(|batch| progress.skipped(batch));
+        Ok(Some(lessons.about(self.prepared, batch, beside)?))
     }
 
     /// Steps in an epoch.
@@ -399,39 +456,57 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// A loader over some samples: for training with `augment`, for evaluation without.
-pub fn loader(
+/// A loader over some samples for evaluation: in order, without random changes.
+pub fn loader(config: &Config, prepared: &Prepared, indices: &[usize]) -> Result<Loader, FitError> {
+    let loader = LoaderConfig {
+        batch: config.train.batch_size,
+        sampling: Sampling::Sequential,
+        ..loader_config(config)
+    };
+    let (plan, augment) = (config.preprocess.clone(), Augment::none());
+    let (dataset, bins) = (&prepared.dataset, &config.bin);
+    Ok(Loader::new(dataset, indices, bins, plan, augment, loader)?)
+}
+
+/// A loader of training images in batches of a size, drawn from a seed: under fixed views where
+/// there are some, else under new random changes in every epoch.
+fn training_loader(
     config: &Config,
     prepared: &Prepared,
     indices: &[usize],
-    augment: Option<&Augment>,
+    (batch, seed): (usize, u64),
+    views: Option<&Views>,
 ) -> Result<Loader, FitError> {
-    let train = &config.train;
     let loader = LoaderConfig {
-        batch: train.batch_size,
-        seed: train.seed,
-        sampling: if augment.is_some() {
-            train.sampling
-        } else {
-            crate::data::Sampling::Sequential
-        },
-        drop_last: augment.is_some() && indices.len() >= train.batch_size,
-        workers: train.workers,
-        cache_mib: train.cache_mib / 2,
+        batch,
+        seed,
+        sampling: config.train.sampling,
+        drop_last: indices.len() >= batch,
+        ..loader_config(config)
+    };
+    let plan = config.preprocess.clone();
+    let (dataset, bins) = (&prepared.dataset, &config.bin);
+    let loader = match views {
+        Some(views) => {
+            let views = (views.clone(), &prepared.sha256[..]);
+            Loader::of_views(dataset, indices, bins, plan, views, loader)
+        }
+        None => {
+            let augment = config.augment.clone();
+            Loader::new(dataset, indices, bins, plan, augment, loader)
+        }
+    };
+    Ok(loader?)
+}
+
+fn loader_config(config: &Config) -> LoaderConfig {
+    LoaderConfig {
+        workers: config.train.workers,
+        cache_mib: config.train.cache_mib / 2,
         unreadable: match config.data.max_unreadable {
             0 => Unreadable::Stop,
             limit => Unreadable::Skip(limit),
         },
         ..LoaderConfig::default()
-    };
-    let augment = augment.cloned().unwrap_or_else(Augment::none);
-    let plan = config.preprocess.clone();
-    Ok(Loader::new(
-        &prepared.dataset,
-        indices,
-        &config.bin,
-        plan,
-        augment,
-        loader,
-    )?)
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! Modules are declared in flow order; a module uses only those above it.
 
+mod file;
 pub mod synth;
 pub mod data;
 pub mod graph;

@@ -4,6 +4,7 @@
 mod common;
 mod bad_input;
 mod clip;
+mod distill;
 mod export;
 mod failures;
 mod resume;

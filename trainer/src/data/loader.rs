@@ -22,11 +22,12 @@ use rayon::{ThreadPoolBuildError, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use self::work::{Item, Shared};
+use self::work::{Item, Shared, Shown};
 use super::{
     augment::{Augment, AugmentError},
     dataset::Dataset,
     sampling::Sampling,
+    view::Views,
 };
 
 /// How batches are made.
@@ -77,6 +78,8 @@ pub struct Batch {
     pub bins: Vec<usize>,
     /// `[N]`, positions in [`Dataset::samples`].
     pub indices: Vec<usize>,
+    /// `[N]`, numbers of the views shown; 0 of a loader without fixed views.
+    pub views: Vec<u32>,
     /// Images left out.
     pub skipped: Vec<Skipped>,
 }
@@ -189,8 +192,46 @@ impl Loader {
         augment: Augment,
         config: LoaderConfig,
     ) -> Result<Self, LoadError> {
-        plan.check()?;
         augment.check()?;
+        Self::build(dataset, indices, bins, plan, Shown::New(augment), config)
+    }
+
+    /// Prepares to load fixed views of some samples, whose files have the digests `sha256` (in the
+    /// order of [`Dataset::samples`]): in each epoch the next of every image.
+    ///
+    /// # Errors
+    ///
+    /// If a setting is out of its range or threads cannot be started.
+    pub fn of_views(
+        dataset: &Dataset,
+        indices: &[usize],
+        bins: &[Bin],
+        plan: Plan,
+        (views, sha256): (Views, &[[u8; 32]]),
+        config: LoaderConfig,
+    ) -> Result<Self, LoadError> {
+        views.augment.check()?;
+        views.plan.check()?;
+        let sha256 = indices.iter().map(|&index| sha256[index]).collect();
+        Self::build(
+            dataset,
+            indices,
+            bins,
+            plan,
+            Shown::Fixed { views, sha256 },
+            config,
+        )
+    }
+
+    fn build(
+        dataset: &Dataset,
+        indices: &[usize],
+        bins: &[Bin],
+        plan: Plan,
+        shown: Shown,
+        config: LoaderConfig,
+    ) -> Result<Self, LoadError> {
+        plan.check()?;
         if config.batch == 0 {
             return Err(LoadError::BatchSize);
         }
@@ -211,7 +252,7 @@ impl Loader {
             shared: Arc::new(Shared {
                 items: indices.iter().map(item).collect(),
                 plan,
-                augment,
+                shown,
                 pool: ThreadPoolBuilder::new()
                     .num_threads(config.workers)
                     .build()?,
@@ -409,6 +450,44 @@ mod tests {
         .unwrap();
         let frame = numclip::decode::open(&pictures.folder.path().join("7.png")).unwrap();
         assert_eq!(batches(&loader, 0, 0)[0].images, plan.tensor(&frame));
+    }
+
+    #[test]
+    fn fixed_views_come_in_turn() {
+        let pictures = pictures();
+        let all: Vec<usize> = (0..13).collect();
+        let digests: Vec<[u8; 32]> = (0..13).map(|i| [i; 32]).collect();
+        let open = |indices: &[usize], seed| {
+            let views = Views::new(3, &Plan::clip(16), 16, Augment::default());
+            let config = LoaderConfig { seed, ..config() };
+            let (set, plan) = (&pictures.dataset, Plan::clip(16));
+            Loader::of_views(set, indices, &bins(), plan, (views, &digests), config).unwrap()
+        };
+        let shown = |loader: &Loader, epoch| -> Vec<(usize, u32, Vec<f32>)> {
+            let batches = batches(loader, epoch, 0).into_iter();
+            let rows = batches.flat_map(|b| {
+                let images = b.images.chunks_exact(3 * 16 * 16).map(<[f32]>::to_vec);
+                let rows = b.indices.into_iter().zip(b.views).zip(images);
+                rows.map(|((index, view), image)| (index, view, image))
+                    .collect::<Vec<_>>()
+            });
+            let mut rows: Vec<_> = rows.collect();
+            rows.sort_by_key(|row| row.0);
+            rows
+        };
+        let first = shown(&open(&all, 1), 0);
+        assert!(first.iter().all(|row| row.1 == 0));
+        let second = shown(&open(&all, 1), 1);
+        assert!(second.iter().all(|row| row.1 == 1));
+        assert!(first.iter().zip(&second).all(|(a, b)| a.2 != b.2));
+        // Neither the seed nor the other images matter.
+        assert_eq!(shown(&open(&all, 2), 3), first);
+        assert_eq!(shown(&open(&[4], 1), 0), first[4..5]);
+    }
+
+    #[test]
+    fn an_image_shown_again_shows_its_next_view() {
+        assert_eq!(work::repeats(&[2, 0, 2, 2, 1, 0], 3), [0, 0, 1, 2, 0, 1]);
     }
 
     #[test]

@@ -205,17 +205,13 @@ fn evaluate_run(
     let plain = measured.estimator(&config, &model, None)?;
     let interval = match &own {
         Some(own) if !own.splits.val.is_empty() => {
-            let val = embed_all(
-                &config,
-                &model,
-                &loader(&config, own, &own.splits.val, None)?,
-            )?;
+            let val = embed_all(&config, &model, &loader(&config, own, &own.splits.val)?)?;
             calibrate_interval(&config.bin, &plain, &val, config.export.coverage)
         }
         _ => None,
     };
     let estimator = measured.estimator(&config, &model, interval)?;
-    let embedded = embed_all(&config, &model, &loader(&config, measured, &asked, None)?)?;
+    let embedded = embed_all(&config, &model, &loader(&config, measured, &asked)?)?;
     let estimates = embedded.indices.iter().zip(&embedded.embeddings);
     Estimated {
         subject,

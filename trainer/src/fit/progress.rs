@@ -6,6 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::EpochRecord;
 use super::checkpoint::Sums;
+use crate::data::Batch;
 
 /// The progress of one epoch.
 pub struct Progress {
@@ -41,9 +42,11 @@ impl Progress {
         self.bar.inc(1);
     }
 
-    /// Says something without disturbing the bar.
-    pub fn warn(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("warning: {text}"));
+    /// Names images that were left out, without disturbing the bar.
+    pub fn skipped(&self, batch: &Batch) {
+        for skipped in &batch.skipped {
+            self.bar.suspend(|| eprintln!("warning: skipped {skipped}"));
+        }
     }
 
     /// Replaces the bar by the epoch's line.

@@ -167,6 +167,7 @@ fn batch(config: &Config, stream: u64) -> Batch {
         labels: LABELS.to_vec(),
         bins: LABELS.iter().map(bin).collect(),
         indices: (0..8).collect(),
+        views: vec![0; 8],
         skipped: Vec::new(),
     }
 }
@@ -207,7 +208,7 @@ fn ten_steps_equal_pytorch() {
         let objective = Objective::new(&config, &[2; 4]);
         for (step, expected) in expected.losses.iter().enumerate() {
             let mut pass = Pass::new(&config, &objective, &device);
-            pass.add(&model, &batch(&config, 5000 + step as u64));
+            pass.add(&model, &batch(&config, 5000 + step as u64), None);
             let error = (pass.loss() / expected - 1.0).abs();
             assert!(
                 error < 1e-4,
@@ -238,12 +239,15 @@ fn several_batches_equal_a_large_one() {
         images: all.images[range.start * 3072..range.end * 3072].to_vec(),
         labels: all.labels[range.clone()].to_vec(),
         bins: all.bins[range.clone()].to_vec(),
+        views: vec![0; range.len()],
         indices: range.collect(),
         skipped: Vec::new(),
     };
     let gradients = |config: &Config, batches: &[Batch]| {
         let mut pass = Pass::new(config, &objective, &device);
-        batches.iter().for_each(|batch| pass.add(&model, batch));
+        batches
+            .iter()
+            .for_each(|batch| pass.add(&model, batch, None));
         let gradients = pass.gradients(&model);
         // Gradients as weights, to read them out.
         let ranks = |model: &NumClip| parameters(&AsWeights::of(model, &gradients));
