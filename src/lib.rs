@@ -22,6 +22,12 @@ pub mod bundle;
 pub mod encode;
 pub mod pipeline;
 pub mod verify;
+#[cfg(feature = "flash")]
+pub mod package;
+#[cfg(feature = "flash")]
+pub mod signature;
+#[cfg(feature = "flash")]
+pub mod flash;
 #[cfg(feature = "synth")]
 pub mod synth;
 #[cfg(feature = "live")]

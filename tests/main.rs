@@ -4,6 +4,12 @@ mod bundle;
 mod cli;
 mod common;
 mod decode;
+#[cfg(feature = "flash")]
+mod flash;
 mod golden;
 #[cfg(feature = "live")]
 mod live;
+#[cfg(feature = "flash")]
+mod package;
+#[cfg(feature = "flash")]
+mod ssh;

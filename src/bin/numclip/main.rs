@@ -5,6 +5,8 @@ mod annotate;
 mod bench;
 mod canvas;
 mod exit;
+#[cfg(feature = "flash")]
+mod flash;
 mod inputs;
 mod inspect;
 mod labels;
@@ -45,6 +47,9 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    #[cfg(feature = "flash")]
+    #[command(flatten)]
+    Flash(flash::Command),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -87,6 +92,8 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args, start),
+        #[cfg(feature = "flash")]
+        Command::Flash(command) => flash::run(&command),
     }
 }
 
