@@ -14,6 +14,7 @@
 
 pub mod frame;
 pub mod decode;
+pub mod view;
 pub mod preprocess;
 pub mod bins;
 pub mod estimate;
@@ -32,5 +33,7 @@ pub mod flash;
 pub mod synth;
 #[cfg(feature = "live")]
 pub mod capture;
+#[cfg(feature = "live")]
+pub mod detect;
 #[cfg(feature = "live")]
 pub mod live;

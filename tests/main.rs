@@ -1,11 +1,15 @@
 //! Everything that is tested from outside: one binary, so that it links once.
 
 mod bundle;
+#[cfg(feature = "live")]
+mod chaos;
 mod cli;
 mod common;
 mod decode;
 #[cfg(feature = "flash")]
 mod flash;
+#[cfg(feature = "live")]
+mod detect;
 mod golden;
 #[cfg(feature = "live")]
 mod live;

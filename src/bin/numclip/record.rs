@@ -5,6 +5,8 @@ use std::time::Duration;
 use jiff::{Timestamp, Unit};
 use numclip::bundle::Bundle;
 use numclip::frame::Frame;
+#[cfg(feature = "live")]
+use numclip::live::Reading;
 use numclip::pipeline::Timed;
 use serde::Serialize;
 
@@ -18,6 +20,10 @@ pub struct Record<'a> {
     unit: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     interval: Option<[f32; 2]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    smoothed: Option<SmoothedRecord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<SubjectRecord>,
     bin: BinRecord<'a>,
     probabilities: &'a [f32],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,6 +39,19 @@ pub struct Failure<'a> {
     pub source: &'a str,
     /// Why.
     pub error: &'a str,
+}
+
+#[derive(Serialize)]
+struct SmoothedRecord {
+    value: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interval: Option<[f32; 2]>,
+}
+
+#[derive(Serialize)]
+struct SubjectRecord {
+    id: u64,
+    region: [u32; 4],
 }
 
 #[derive(Serialize)]
@@ -77,6 +96,8 @@ impl<'a> Record<'a> {
             value: estimate.value,
             unit: &manifest.task.unit,
             interval: estimate.interval,
+            smoothed: None,
+            subject: None,
             bin: BinRecord {
                 index: estimate.bin,
                 label: &manifest.bins.bin[estimate.bin].label,
@@ -99,11 +120,19 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The same for frame number `frame` of a camera, `latency` after it came.
+    /// The same for `reading`, an estimate from a running camera.
     #[cfg(feature = "live")]
-    pub fn live(mut self, frame: u64, latency: Duration) -> Self {
-        self.frame = frame;
-        self.latency_ms.total = Some(milliseconds(latency));
+    pub fn live(mut self, reading: &Reading) -> Self {
+        self.frame = reading.frame;
+        self.latency_ms.total = Some(milliseconds(reading.latency));
+        self.smoothed = reading.smoothed.map(|smoothed| SmoothedRecord {
+            value: smoothed.value,
+            interval: smoothed.interval,
+        });
+        self.subject = reading.subject.map(|subject| SubjectRecord {
+            id: subject.id,
+            region: subject.region,
+        });
         self
     }
 }

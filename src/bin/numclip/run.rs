@@ -22,6 +22,7 @@ use crate::exit::Exit;
 use crate::predict::describe;
 use crate::record::Record;
 use crate::table::Layout;
+use crate::view::ViewArgs;
 
 /// How often the pipeline is looked after.
 const CHECK: Duration = Duration::from_millis(50);
@@ -58,11 +59,14 @@ pub struct Args {
     /// Print one JSON object for each frame.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    view: ViewArgs,
 }
 
 const EXAMPLES: &str = "Sources:
   synth:gauge?fps=10                  a rendered gauge whose reading is known
   v4l2:///dev/video0?size=1280x720&fps=30&format=mjpeg   USB camera (needs ffmpeg)
+  camera:0?size=1280x720&fps=30       the same without ffmpeg (feature camera)
   rpicam://0?size=1280x720&fps=30     Raspberry Pi camera (needs rpicam-vid)
   csi://0                             Jetson camera (needs gst-launch-1.0)
   rtsp://user:password@host/stream    network camera (needs ffmpeg)
@@ -72,7 +76,9 @@ const EXAMPLES: &str = "Sources:
 
 Examples:
   numclip run --model models/gauge --source synth:gauge --fps 5
-  numclip run --model models/gauge --source dir:///inbox?watch --json >> estimates.jsonl";
+  numclip run --model models/gauge --source dir:///inbox?watch --json >> estimates.jsonl
+  numclip run --model models/gauge --source rpicam://0 --rotate 180 --roi 25%,25%,50%,50% \\
+      --motion 6 --smooth median:5 --budget 20%";
 
 fn parse_fps(text: &str) -> Result<f32, String> {
     match text.parse() {
@@ -111,7 +117,7 @@ pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
     }
     let source = args.source.clone();
     let open = Arc::new(move || source.open());
-    let (live, events) = Live::start(open, Arc::clone(&pipeline), settings(args));
+    let (live, events) = Live::start(open, Arc::clone(&pipeline), settings(args)?);
     let printer = Printer::new(args, pipeline);
     let sink = thread::spawn(move || printer.print_all(&events));
     notify(&[NotifyState::Ready]);
@@ -134,15 +140,18 @@ pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
     })
 }
 
-fn settings(args: &Args) -> Settings {
+fn settings(args: &Args) -> Result<Settings> {
     let is_live = args.source.is_live();
-    Settings {
+    let mut settings = Settings {
         pace: Pace {
             interval: args.fps.map(|fps| Duration::from_secs_f32(1.0 / fps)),
             every_frame: args.every_frame || !is_live,
         },
         stall: is_live.then_some(args.stall),
-    }
+        ..Settings::default()
+    };
+    args.view.apply(&mut settings)?;
+    Ok(settings)
 }
 
 /// Looks after the pipeline until it ends, is told to, or nobody reads.
@@ -180,11 +189,12 @@ fn notify(states: &[NotifyState<'_>]) {
 
 fn summary(counts: &Counts) -> String {
     format!(
-        "{} frames, {} estimates, {} dropped, {} skipped, {} unusable, {} unread, {} reconnects",
+        "{} frames, {} estimates, {} dropped, {} skipped, {} unchanged, {} unusable, {} unread, {} reconnects",
         counts.captured,
         counts.readings,
         counts.dropped,
         counts.skipped,
+        counts.unchanged,
         counts.unusable,
         counts.unread,
         counts.reconnects
@@ -234,8 +244,7 @@ impl Printer {
         }
         let time = Timestamp::try_from(reading.time).unwrap_or_else(|_| Timestamp::now());
         let (truth, decode) = (reading.truth, reading.decode);
-        let record = Record::new(bundle, source, truth, decode, &reading.timed, time)
-            .live(reading.frame, reading.latency);
+        let record = Record::new(bundle, source, truth, decode, &reading.timed, time).live(reading);
         Ok(serde_json::to_string(&record)?)
     }
 }
