@@ -39,3 +39,5 @@ pub mod device;
 pub mod status;
 #[cfg(feature = "live")]
 pub mod sink;
+#[cfg(feature = "live")]
+pub mod settings;
