@@ -37,3 +37,13 @@ pub mod capture;
 pub mod detect;
 #[cfg(feature = "live")]
 pub mod live;
+#[cfg(feature = "record")]
+pub mod record;
+#[cfg(feature = "live")]
+pub mod device;
+#[cfg(feature = "live")]
+pub mod status;
+#[cfg(feature = "live")]
+pub mod sink;
+#[cfg(feature = "live")]
+pub mod settings;

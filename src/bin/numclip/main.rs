@@ -13,7 +13,6 @@ mod inputs;
 mod inspect;
 mod labels;
 mod predict;
-mod record;
 #[cfg(feature = "live")]
 mod run;
 mod table;
