@@ -47,3 +47,5 @@ pub mod status;
 pub mod sink;
 #[cfg(feature = "live")]
 pub mod settings;
+#[cfg(feature = "http")]
+pub mod serve;

@@ -17,3 +17,7 @@ mod live;
 mod package;
 #[cfg(feature = "flash")]
 mod ssh;
+#[cfg(feature = "http")]
+mod page;
+#[cfg(feature = "http")]
+mod serve;

@@ -19,6 +19,8 @@ mod table;
 mod verify;
 #[cfg(feature = "live")]
 mod view;
+#[cfg(feature = "http")]
+mod web;
 
 use std::process::ExitCode;
 use std::time::Instant;

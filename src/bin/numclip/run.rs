@@ -24,6 +24,8 @@ use crate::exit::Exit;
 use crate::predict::describe;
 use crate::table::Layout;
 use crate::view::ViewArgs;
+#[cfg(feature = "http")]
+use crate::web::{Web, WebArgs};
 
 /// How often the pipeline is looked after.
 const CHECK: Duration = Duration::from_millis(50);
@@ -64,6 +66,9 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     view: ViewArgs,
+    #[cfg(feature = "http")]
+    #[command(flatten)]
+    web: WebArgs,
 }
 
 const EXAMPLES: &str = "Sources:
@@ -120,7 +125,12 @@ pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
     }
     let settings = settings(args)?;
     let printer: Box<dyn Sink> = Box::new(Printer::new(args, pipeline.bundle().manifest()));
-    let sinks = vec![("stdout".to_owned(), printer)];
+    let mut sinks = vec![("stdout".to_owned(), printer)];
+    let board = Arc::<Board>::default();
+    #[cfg(feature = "http")]
+    let web = args.web.open(&pipeline, &board, settings.stall)?;
+    #[cfg(feature = "http")]
+    sinks.extend(web.as_ref().map(Web::sink));
     let tell: Tell = Arc::new(|notice| tell(&notice));
     let hub = Arc::new(Hub::start(sinks, settings.pace.every_frame, &tell));
     let source = args.source.clone();
@@ -130,12 +140,17 @@ pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
         let (hub, source) = (Arc::clone(&hub), args.source.to_string().into());
         thread::spawn(move || feed(&events, &hub, &source))
     };
-    let board = Board::default();
+    #[cfg(feature = "http")]
+    let server = web.map(|web| web.serve(live.tap())).transpose()?;
     notify(&[NotifyState::Ready]);
     let result = watch(&live, &hub, &board, &ended);
     notify(&[NotifyState::Stopping]);
     let counts = live.counts();
     drop(live);
+    #[cfg(feature = "http")]
+    if let Some(server) = server {
+        server.stop();
+    }
     drain(feeder, &hub, &ended);
     if verbose {
         anstream::eprintln!("{}", status(counts, &hub).line());
