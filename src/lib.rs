@@ -23,6 +23,12 @@ pub mod bundle;
 pub mod encode;
 pub mod pipeline;
 pub mod verify;
+#[cfg(feature = "flash")]
+pub mod package;
+#[cfg(feature = "flash")]
+pub mod signature;
+#[cfg(feature = "flash")]
+pub mod flash;
 #[cfg(feature = "synth")]
 pub mod synth;
 #[cfg(feature = "live")]
@@ -39,5 +45,7 @@ pub mod device;
 pub mod status;
 #[cfg(feature = "live")]
 pub mod sink;
+#[cfg(feature = "live")]
+pub mod settings;
 #[cfg(feature = "http")]
 pub mod serve;

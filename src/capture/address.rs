@@ -12,6 +12,8 @@ use super::gauge::GaugeCamera;
 #[cfg(feature = "http")]
 use super::http::WebCamera;
 use super::preset;
+#[cfg(all(feature = "camera", target_os = "linux"))]
+use super::{CameraSettings, camera::Camera};
 use super::{Source, SourceError};
 use crate::frame::PixelFormat;
 
@@ -25,6 +27,7 @@ use crate::frame::PixelFormat;
 /// | `file:///clip.mp4`, `rtsp://…` | ffmpeg |
 /// | `http://user:password@host/stream` | a network camera: a stream of JPEG pictures, or one that is fetched again and again |
 /// | `v4l2:///dev/video0?size=1280x720&fps=30&format=mjpeg` | a USB camera, by ffmpeg |
+/// | `camera:0?size=1280x720&fps=30&format=mjpeg` | … in this program itself (feature `camera`); formats are `yuyv`, `uyvy`, `nv12`, `rgb`, `bgr`, `grey`, `mjpeg` |
 /// | `csi://0`, `rpicam://0` | gst-launch-1.0 on a Jetson, rpicam-vid on a Raspberry Pi |
 /// | `synth:gauge?seed=1&size=320&fps=30` | a rendered gauge whose reading is known |
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +44,8 @@ enum Kind {
     },
     Program(Program),
     Gauge(GaugeCamera),
+    #[cfg(all(feature = "camera", target_os = "linux"))]
+    Camera(CameraSettings),
     #[cfg(feature = "http")]
     Web(WebCamera),
 }
@@ -63,6 +68,8 @@ impl SourceAddress {
             Kind::Folder { path, watch } => Box::new(Folder::open(path, *watch)?),
             Kind::Program(program) => Box::new(Command::start(program)?),
             Kind::Gauge(camera) => Box::new(camera.switch_on()),
+            #[cfg(all(feature = "camera", target_os = "linux"))]
+            Kind::Camera(settings) => Box::new(Camera::open(settings)?),
             #[cfg(feature = "http")]
             Kind::Web(camera) => Box::new(camera.open()?),
         })
@@ -75,6 +82,8 @@ impl SourceAddress {
             Kind::Folder { .. } => false,
             Kind::Program(program) => program.live,
             Kind::Gauge(_) => true,
+            #[cfg(all(feature = "camera", target_os = "linux"))]
+            Kind::Camera(_) => true,
             #[cfg(feature = "http")]
             Kind::Web(_) => true,
         }
@@ -106,6 +115,10 @@ impl FromStr for SourceAddress {
 fn parse(text: &str) -> Result<Kind, String> {
     if let Some(command) = text.strip_prefix("cmd:") {
         return parse_command(command).map(Kind::Program);
+    }
+    if let Some(camera) = text.strip_prefix("camera:") {
+        let (camera, query) = split(camera);
+        return parse_camera(camera, &Query::parse(query)?);
     }
     if let Some(scene) = text.strip_prefix("synth:") {
         let (scene, query) = split(scene);
@@ -146,7 +159,7 @@ fn parse(text: &str) -> Result<Kind, String> {
         "rpicam" => Kind::Program(preset::rpicam(rest, &query)?),
         other => {
             return Err(format!(
-                "unknown scheme {other:?}; known are dir, file, v4l2, csi, rpicam, rtsp, http, cmd: and synth:"
+                "unknown scheme {other:?}; known are dir, file, v4l2, csi, rpicam, rtsp, http, camera:, cmd: and synth:"
             ));
         }
     })
@@ -190,6 +203,43 @@ fn parse_command(text: &str) -> Result<Program, String> {
         format,
         live: true,
     })
+}
+
+#[cfg(all(feature = "camera", target_os = "linux"))]
+fn parse_camera(camera: &str, query: &Query<'_>) -> Result<Kind, String> {
+    query.only(&["size", "fps", "format"])?;
+    let device = match camera.parse::<u32>() {
+        Ok(number) => format!("/dev/video{number}"),
+        Err(_) if camera.starts_with('/') => camera.into(),
+        Err(_) => {
+            return Err(format!(
+                "camera {camera:?}: expected a number, as in camera:0"
+            ));
+        }
+    };
+    let format = query.get("format");
+    let known = super::camera::FORMATS.map(|(name, ..)| name);
+    if let Some(format) = format.filter(|format| !known.contains(format)) {
+        let known = known.join(", ");
+        return Err(format!("format={format}: expected one of {known}"));
+    }
+    Ok(Kind::Camera(CameraSettings {
+        device: device.into(),
+        size: query.size()?,
+        fps: query.number("fps", [1, 1000])?,
+        format: format.map(String::from),
+    }))
+}
+
+#[cfg(not(all(feature = "camera", target_os = "linux")))]
+fn parse_camera(camera: &str, _: &Query<'_>) -> Result<Kind, String> {
+    let device = match camera.parse::<u32>() {
+        Ok(number) => format!("/dev/video{number}"),
+        Err(_) => camera.into(),
+    };
+    Err(format!(
+        "this build does not read cameras itself; write v4l2://{device} (by ffmpeg), or build numclip with --features camera"
+    ))
 }
 
 fn is_picture(path: &str) -> bool {
@@ -324,6 +374,12 @@ mod tests {
             ("synth:gauge?fps=0", "fps=0"),
             ("v4l2:///dev/video0?size=0x3", "WIDTHxHEIGHT"),
             ("csi://first", "sensor"),
+            #[cfg(not(feature = "camera"))]
+            ("camera:3", "v4l2:///dev/video3"),
+            #[cfg(all(feature = "camera", target_os = "linux"))]
+            ("camera:x", "camera:0"),
+            #[cfg(all(feature = "camera", target_os = "linux"))]
+            ("camera:0?format=h264", "yuyv"),
             ("rpicam://0?fps=1&fps=2", "twice"),
         ] {
             assert!(refused(text).contains(reason), "{}", refused(text));

@@ -10,7 +10,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Wri
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::SinkError;
 use super::units::Bytes;
@@ -22,7 +22,7 @@ const SECONDS_OF_A_DAY: u64 = 86_400;
 const BLOCK: u64 = 4096;
 
 /// A file of estimates and when it is put aside.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileSettings {
     /// The file; `-` is standard output.

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rumqttc::{LastWill, MqttOptions, QoS, Transport};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::units::Bytes;
 use super::{Answer, Backlog, Sink, SinkError};
@@ -45,7 +45,7 @@ const GRACE: Duration = Duration::from_millis(600);
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// A broker and how to use it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MqttSettings {
     /// `mqtt://HOST[:PORT][/PREFIX]`, or `mqtts://` for an encrypted

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{Answer, Sink, SinkError};
 use threshold::Threshold;
@@ -21,7 +21,7 @@ pub use threshold::{Edge, ThresholdSettings};
 const NAP: Duration = Duration::from_millis(5);
 
 /// What happens, and when.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TriggerSettings {
     /// A command for the shell. It finds the estimate as JSON on its standard

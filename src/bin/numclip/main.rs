@@ -3,8 +3,12 @@
 
 mod annotate;
 mod bench;
+#[cfg(feature = "live")]
+mod cameras;
 mod canvas;
 mod exit;
+#[cfg(feature = "flash")]
+mod flash;
 mod inputs;
 mod inspect;
 mod labels;
@@ -45,9 +49,14 @@ enum Command {
     Predict(predict::Args),
     #[cfg(feature = "live")]
     Run(Box<run::Args>),
+    #[cfg(feature = "live")]
+    Cameras(cameras::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    #[cfg(feature = "flash")]
+    #[command(flatten)]
+    Flash(flash::Command),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -87,9 +96,13 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Predict(args) => predict::run(&args, cli.verbose),
         #[cfg(feature = "live")]
         Command::Run(args) => run::run(&args, cli.verbose),
+        #[cfg(feature = "live")]
+        Command::Cameras(args) => cameras::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args, start),
+        #[cfg(feature = "flash")]
+        Command::Flash(command) => flash::run(&command),
     }
 }
 

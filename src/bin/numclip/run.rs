@@ -74,6 +74,7 @@ pub struct Args {
 const EXAMPLES: &str = "Sources:
   synth:gauge?fps=10                  a rendered gauge whose reading is known
   v4l2:///dev/video0?size=1280x720&fps=30&format=mjpeg   USB camera (needs ffmpeg)
+  camera:0?size=1280x720&fps=30       the same without ffmpeg (feature camera)
   rpicam://0?size=1280x720&fps=30     Raspberry Pi camera (needs rpicam-vid)
   csi://0                             Jetson camera (needs gst-launch-1.0)
   rtsp://user:password@host/stream    network camera (needs ffmpeg)
