@@ -1,5 +1,7 @@
 //! Everything that is tested from outside: one binary, so that it links once.
 
+#[cfg(feature = "mqtt")]
+mod broker;
 mod bundle;
 mod cli;
 mod common;
@@ -7,3 +9,5 @@ mod decode;
 mod golden;
 #[cfg(feature = "live")]
 mod live;
+#[cfg(feature = "live")]
+mod reload;

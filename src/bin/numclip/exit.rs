@@ -33,7 +33,7 @@ pub struct UsageError(pub String);
 
 /// The exit code that `error` stands for.
 pub fn of(error: &Error) -> Exit {
-    if error.is::<UsageError>() {
+    if error.is::<UsageError>() || is_settings(error) {
         Exit::Usage
     } else if error.is::<InputError>() || error.is::<LabelsError>() {
         Exit::Input
@@ -45,6 +45,16 @@ pub fn of(error: &Error) -> Exit {
     } else {
         Exit::Failed
     }
+}
+
+#[cfg(feature = "live")]
+fn is_settings(error: &Error) -> bool {
+    error.is::<numclip::settings::SettingsError>()
+}
+
+#[cfg(not(feature = "live"))]
+fn is_settings(_: &Error) -> bool {
+    false
 }
 
 /// Prints `error` with its causes on one line of stderr.

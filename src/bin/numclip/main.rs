@@ -4,6 +4,10 @@
 mod annotate;
 mod bench;
 mod canvas;
+#[cfg(feature = "live")]
+mod config;
+#[cfg(feature = "live")]
+mod doctor;
 mod exit;
 mod inputs;
 mod inspect;
@@ -11,6 +15,8 @@ mod labels;
 mod predict;
 #[cfg(feature = "live")]
 mod run;
+#[cfg(feature = "live")]
+mod settings_args;
 mod table;
 mod verify;
 #[cfg(feature = "live")]
@@ -43,6 +49,10 @@ enum Command {
     Predict(predict::Args),
     #[cfg(feature = "live")]
     Run(run::Args),
+    #[cfg(feature = "live")]
+    Config(config::Args),
+    #[cfg(feature = "live")]
+    Doctor(doctor::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
@@ -85,6 +95,10 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Predict(args) => predict::run(&args, cli.verbose),
         #[cfg(feature = "live")]
         Command::Run(args) => run::run(&args, cli.verbose),
+        #[cfg(feature = "live")]
+        Command::Config(args) => config::run(&args),
+        #[cfg(feature = "live")]
+        Command::Doctor(args) => doctor::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args, start),
