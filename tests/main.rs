@@ -6,6 +6,8 @@ mod bundle;
 mod cli;
 mod common;
 mod decode;
+#[cfg(feature = "live")]
+mod doctor;
 mod golden;
 #[cfg(feature = "live")]
 mod live;

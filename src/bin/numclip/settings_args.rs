@@ -22,12 +22,7 @@ pub struct SettingsArgs {
     #[arg(short, long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Where the frames come from.
-    #[arg(
-        short,
-        long,
-        value_name = "ADDRESS",
-        required_unless_present = "config"
-    )]
+    #[arg(short, long, value_name = "ADDRESS")]
     source: Option<SourceAddress>,
     /// Engine that runs the encoder: auto, int8 or tract [default: auto].
     #[arg(long)]
