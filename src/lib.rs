@@ -23,6 +23,12 @@ pub mod bundle;
 pub mod encode;
 pub mod pipeline;
 pub mod verify;
+#[cfg(feature = "flash")]
+pub mod package;
+#[cfg(feature = "flash")]
+pub mod signature;
+#[cfg(feature = "flash")]
+pub mod flash;
 #[cfg(feature = "synth")]
 pub mod synth;
 #[cfg(feature = "live")]
@@ -41,3 +47,5 @@ pub mod status;
 pub mod sink;
 #[cfg(feature = "live")]
 pub mod settings;
+#[cfg(feature = "http")]
+pub mod serve;

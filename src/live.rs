@@ -15,6 +15,7 @@ mod scene;
 mod slot;
 mod smooth;
 mod supply;
+mod tap;
 mod track;
 mod work;
 
@@ -38,6 +39,7 @@ use supply::Supply;
 pub use budget::Budget;
 pub use scene::Motion;
 pub use smooth::{Smoothed, Smoothing};
+pub use tap::{Glimpse, Tap};
 
 /// Events that a reader may be behind.
 const QUEUE: usize = 64;
@@ -302,6 +304,11 @@ impl Live {
             unread: count(&counters.unread),
             reconnects: count(&counters.reconnects),
         }
+    }
+
+    /// Where frames are to be had for a preview.
+    pub fn tap(&self) -> Arc<Tap> {
+        Arc::clone(&self.supply.tap)
     }
 
     fn restart(&self) {

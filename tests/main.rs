@@ -3,13 +3,27 @@
 #[cfg(feature = "mqtt")]
 mod broker;
 mod bundle;
+#[cfg(feature = "live")]
+mod chaos;
 mod cli;
 mod common;
 mod decode;
 #[cfg(feature = "live")]
 mod doctor;
+#[cfg(feature = "flash")]
+mod flash;
+#[cfg(feature = "live")]
+mod detect;
 mod golden;
 #[cfg(feature = "live")]
 mod live;
+#[cfg(feature = "flash")]
+mod package;
 #[cfg(feature = "live")]
 mod reload;
+#[cfg(feature = "flash")]
+mod ssh;
+#[cfg(feature = "http")]
+mod page;
+#[cfg(feature = "http")]
+mod serve;

@@ -115,7 +115,10 @@ impl<'a> Observer<'a> {
             decode: start.elapsed(),
         };
         self.read(&picture, &origin, send)?;
-        self.supply.slot.recycle(picture.into_pixels());
+        let framing = self.settings.framing;
+        if let Some(picture) = self.supply.tap.offer(picture, framing) {
+            self.supply.slot.recycle(picture.into_pixels());
+        }
         Ok(())
     }
 

@@ -3,12 +3,16 @@
 
 mod annotate;
 mod bench;
+#[cfg(feature = "live")]
+mod cameras;
 mod canvas;
 #[cfg(feature = "live")]
 mod config;
 #[cfg(feature = "live")]
 mod doctor;
 mod exit;
+#[cfg(feature = "flash")]
+mod flash;
 mod inputs;
 mod inspect;
 mod labels;
@@ -21,6 +25,8 @@ mod table;
 mod verify;
 #[cfg(feature = "live")]
 mod view;
+#[cfg(feature = "http")]
+mod web;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -53,9 +59,14 @@ enum Command {
     Config(config::Args),
     #[cfg(feature = "live")]
     Doctor(doctor::Args),
+    #[cfg(feature = "live")]
+    Cameras(cameras::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    #[cfg(feature = "flash")]
+    #[command(flatten)]
+    Flash(flash::Command),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -99,9 +110,13 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Config(args) => config::run(&args),
         #[cfg(feature = "live")]
         Command::Doctor(args) => doctor::run(&args),
+        #[cfg(feature = "live")]
+        Command::Cameras(args) => cameras::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args, start),
+        #[cfg(feature = "flash")]
+        Command::Flash(command) => flash::run(&command),
     }
 }
 
