@@ -54,7 +54,7 @@ struct Cli {
 enum Command {
     Predict(predict::Args),
     #[cfg(feature = "live")]
-    Run(run::Args),
+    Run(Box<run::Args>),
     #[cfg(feature = "live")]
     Config(config::Args),
     #[cfg(feature = "live")]

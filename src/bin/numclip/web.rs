@@ -1,15 +1,13 @@
 //! The flags of `numclip run` that open it to browsers.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use numclip::live::Tap;
 use numclip::pipeline::Pipeline;
-use numclip::serve::{Listener, Screen, ServeError, Server, Token};
+use numclip::serve::{Listener, Place, Screen, ServeError, Server, Token};
 use numclip::sink::Sink;
 use numclip::status::Board;
 
@@ -26,10 +24,6 @@ pub struct WebArgs {
     #[arg(long, value_name = "FILE", requires = "http")]
     http_token_file: Option<PathBuf>,
 }
-
-/// An address to serve on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Place(SocketAddr);
 
 /// An address that listens, and what will be seen there.
 pub struct Web {
@@ -69,11 +63,6 @@ impl Web {
         ("http".into(), Box::new(Arc::clone(&self.screen)))
     }
 
-    /// What notices are to be shown on.
-    pub fn screen(&self) -> Arc<Screen> {
-        Arc::clone(&self.screen)
-    }
-
     /// Starts to serve, with pictures from `tap`, and says on stderr where.
     ///
     /// # Errors
@@ -90,42 +79,5 @@ fn usage(error: ServeError) -> anyhow::Error {
             UsageError(format!("{error} with --http-token-file FILE")).into()
         }
         error => error.into(),
-    }
-}
-
-impl FromStr for Place {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let (host, port) = text.rsplit_once(':').unwrap_or(("localhost", text));
-        let port = || port.parse().map(|port| SocketAddr::new(here, port));
-        let address = match host {
-            "localhost" => port().ok(),
-            _ => text.parse().ok(),
-        };
-        let expected = || "expected an address and a port, as in 127.0.0.1:8080".into();
-        address.map(Self).ok_or_else(expected)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_alone_is_of_this_machine() {
-        let place = |text: &str| text.parse::<Place>().map(|place| place.0.to_string());
-        for (text, address) in [
-            ("8080", "127.0.0.1:8080"),
-            ("localhost:80", "127.0.0.1:80"),
-            ("0.0.0.0:1", "0.0.0.0:1"),
-            ("[::1]:9", "[::1]:9"),
-        ] {
-            assert_eq!(place(text).as_deref(), Ok(address));
-        }
-        for text in ["", ":", "host:80", "127.0.0.1", "1.2.3.4:99999", "::1"] {
-            assert!(place(text).is_err(), "{text}");
-        }
     }
 }
