@@ -449,7 +449,10 @@ impl Login {
                 .trim()
                 .to_owned(),
         };
-        let value = HeaderValue::from_str(&format!("Basic {}", Base64::encode_string(login.as_bytes())));
+        let value = HeaderValue::from_str(&format!(
+            "Basic {}",
+            Base64::encode_string(login.as_bytes())
+        ));
         let mut value = value.map_err(|error| SourceError::Setup(error.to_string()))?;
         value.set_sensitive(true);
         Ok(value)

@@ -60,7 +60,10 @@ fn digest(html: &str, open: &str, close: &str) -> String {
         .split_once(open)
         .and_then(|(_, rest)| rest.split_once(close));
     match inside {
-        Some((inside, _)) => format!("'sha256-{}'", Base64::encode_string(&Sha256::digest(inside))),
+        Some((inside, _)) => format!(
+            "'sha256-{}'",
+            Base64::encode_string(&Sha256::digest(inside))
+        ),
         None => "'none'".into(),
     }
 }

@@ -10,6 +10,8 @@ use numclip::detect::DetectError;
 use numclip::encode::EncodeError;
 #[cfg(feature = "live")]
 use numclip::live::LiveError;
+#[cfg(feature = "live")]
+use numclip::settings::SettingsError;
 use numclip::verify::ReplayError;
 
 use crate::inputs::InputError;
@@ -73,7 +75,9 @@ impl From<Exit> for ExitCode {
 /// A region that leaves the pictures, or a detector that is none.
 #[cfg(feature = "live")]
 fn is_fault_of_settings(error: &Error) -> bool {
-    error.is::<SettingsError>() || error.is::<DetectError>() || matches!(error.downcast_ref(), Some(LiveError::Region(_)))
+    error.is::<SettingsError>()
+        || error.is::<DetectError>()
+        || matches!(error.downcast_ref(), Some(LiveError::Region(_)))
 }
 
 #[cfg(not(feature = "live"))]

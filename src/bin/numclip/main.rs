@@ -58,7 +58,7 @@ enum Command {
     #[cfg(feature = "live")]
     Config(config::Args),
     #[cfg(feature = "live")]
-    Doctor(doctor::Args),
+    Doctor(Box<doctor::Args>),
     #[cfg(feature = "live")]
     Cameras(cameras::Args),
     Inspect(inspect::Args),

@@ -16,16 +16,20 @@ use numclip::bundle::Bundle;
 use numclip::capture::SourceAddress;
 use numclip::live::{Counts, Event, Live};
 use numclip::pipeline::Pipeline;
+#[cfg(feature = "http")]
+use numclip::serve::{Screen, Server};
 use numclip::settings::{Settings, Stdout};
 use numclip::sink::file::FileSettings;
-use numclip::sink::{Answer, Hub, Sink, SinkError, SinkSpec, Surroundings};
-use numclip::status::Status;
+use numclip::sink::{Answer, Hub, Sink, SinkError, SinkSpec, Surroundings, Tell};
+use numclip::status::{Board, Status};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::exit::{Exit, UsageError};
 use crate::predict::describe;
 use crate::settings_args::SettingsArgs;
+#[cfg(feature = "http")]
+use crate::web::{self, Web, WebArgs};
 use print::Printer;
 use watch::notify;
 
@@ -46,11 +50,15 @@ pub struct Args {
     /// Print one JSON object for each frame.
     #[arg(long)]
     json: bool,
+    #[cfg(feature = "http")]
+    #[command(flatten)]
+    web: WebArgs,
 }
 
 const EXAMPLES: &str = "Sources:
   synth:gauge?fps=10                  a rendered gauge whose reading is known
   v4l2:///dev/video0?size=1280x720&fps=30&format=mjpeg   USB camera (needs ffmpeg)
+  camera:0?size=1280x720&fps=30       the same without ffmpeg (feature camera)
   rpicam://0?size=1280x720&fps=30     Raspberry Pi camera (needs rpicam-vid)
   csi://0                             Jetson camera (needs gst-launch-1.0)
   rtsp://user:password@host/stream    network camera (needs ffmpeg)
@@ -80,6 +88,8 @@ impl Args {
         if self.json {
             settings.output.stdout = Stdout::Json;
         }
+        #[cfg(feature = "http")]
+        self.web.apply(&mut settings.http);
         Ok(settings)
     }
 }
@@ -127,6 +137,8 @@ struct Running {
     pipeline: Arc<Pipeline>,
     /// Times that a model was put in place of another.
     swaps: u64,
+    #[cfg(feature = "http")]
+    web: Option<(Arc<Screen>, Server)>,
 }
 
 /// Signals that came.
@@ -152,9 +164,17 @@ impl Running {
     fn start(settings: Settings, pipeline: Arc<Pipeline>) -> Result<(Self, JoinHandle<()>)> {
         let address = address(&settings)?.clone();
         let live_settings = settings.live()?;
+        let board = Arc::<Board>::default();
+        #[cfg(feature = "http")]
+        let web = web::open(&settings.http, &pipeline, &board, live_settings.stall)?;
+        #[cfg(feature = "http")]
+        let screen = web.as_ref().map(Web::screen);
         let around = Surroundings {
             bundle: Arc::clone(pipeline.bundle()),
-            board: Arc::default(),
+            board,
+            #[cfg(feature = "http")]
+            tell: tell_on(screen.clone()),
+            #[cfg(not(feature = "http"))]
             tell: Arc::new(|notice| tell(&notice)),
         };
         let patient = live_settings.pace.every_frame;
@@ -164,14 +184,23 @@ impl Running {
             let sink = outlet.open(&settings, &around)?;
             outlets.push((hub.add(outlet.to_string(), sink), outlet));
         }
+        #[cfg(feature = "http")]
+        if let Some(screen) = &screen {
+            hub.add("http".into(), Box::new(Arc::clone(screen)));
+        }
         let source = Arc::new(Mutex::new(Arc::from(address.to_string())));
         let open = Arc::new(move || address.open());
         let (live, events) = Live::start(open, Arc::clone(&pipeline), live_settings);
         let feeder = {
             let (hub, source) = (Arc::clone(&hub), Arc::clone(&source));
-            thread::spawn(move || feed(&events, &hub, &source))
+            let tell = Arc::clone(&around.tell);
+            thread::spawn(move || feed(&events, &hub, &source, &tell))
         };
+        #[cfg(feature = "http")]
+        let server = web.map(|web| web.serve(live.tap())).transpose()?;
         let running = Self {
+            #[cfg(feature = "http")]
+            web: screen.zip(server),
             live,
             hub,
             around,
@@ -190,6 +219,10 @@ impl Running {
         let mut status = self.around.board.get();
         status.counts = self.live.counts();
         drop(self.live);
+        #[cfg(feature = "http")]
+        if let Some((_, server)) = self.web {
+            server.stop();
+        }
         drain(feeder, &self.hub, ended);
         status.sinks = self.hub.status();
         status
@@ -252,7 +285,11 @@ fn outlets_of(settings: &Settings) -> Result<Vec<Outlet>> {
         .into_iter()
         .chain(sinks.into_iter().map(Outlet::Sink))
         .collect();
-    if outlets.is_empty() {
+    #[cfg(feature = "http")]
+    let served = settings.http.listen.is_some();
+    #[cfg(not(feature = "http"))]
+    let served = false;
+    if outlets.is_empty() && !served {
         let message = "estimates would go nowhere: add a sink, or set output.stdout";
         return Err(UsageError(message.into()).into());
     }
@@ -272,10 +309,10 @@ fn load(settings: &Settings) -> Result<Pipeline> {
 
 /// Takes events apart until there are no more: readings to the sinks, notices
 /// to the user.
-fn feed(events: &Receiver<Event>, hub: &Hub, source: &Mutex<Arc<str>>) {
+fn feed(events: &Receiver<Event>, hub: &Hub, source: &Mutex<Arc<str>>, tell: &Tell) {
     for event in events {
         match event {
-            Event::Notice(notice) => tell(&notice),
+            Event::Notice(notice) => tell(notice),
             Event::Reading(reading) => {
                 let source = Arc::clone(&source.lock().unwrap_or_else(PoisonError::into_inner));
                 hub.put(Answer {
@@ -302,6 +339,17 @@ fn drain(feeder: JoinHandle<()>, hub: &Hub, ended: &AtomicBool) {
     while !hub.is_finished() && patient() {
         thread::sleep(NAP);
     }
+}
+
+/// Tells the user, and whoever watches `screen`.
+#[cfg(feature = "http")]
+fn tell_on(screen: Option<Arc<Screen>>) -> Tell {
+    Arc::new(move |notice| {
+        tell(&notice);
+        if let Some(screen) = &screen {
+            screen.notice(&notice);
+        }
+    })
 }
 
 fn tell(notice: &str) {

@@ -15,7 +15,7 @@ use numclip::verify::replay;
 use sd_notify::NotifyState;
 
 use super::watch::notify;
-use super::{Args, Outlet, Running, address, load, outlets_of, tell};
+use super::{Args, Outlet, Running, address, load, outlets_of};
 
 /// How long a sink that leaves may take for what it was given.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -65,7 +65,7 @@ impl Reload {
             Ok(next) => running.adopt(next),
             Err(error) => refused(&error),
         };
-        tell(&outcome);
+        (running.around.tell)(outcome.clone());
         notify(&[NotifyState::Ready, NotifyState::Status(&outcome)]);
     }
 }
@@ -85,6 +85,10 @@ fn prepare(
     address(&settings)?;
     if live.pace.every_frame != old.live()?.pace.every_frame {
         bail!("a source that waits and one that does not cannot take turns; start numclip again");
+    }
+    #[cfg(feature = "http")]
+    if settings.http != old.http {
+        bail!("http cannot change while it serves; start numclip again");
     }
     let pipeline = Arc::new(load(&settings)?);
     if replay(&pipeline)?.iter().any(|replay| !replay.passed) {
@@ -115,6 +119,10 @@ fn prepare(
 impl Running {
     /// Goes on with what has come; says what that is.
     fn adopt(&mut self, next: Next) -> String {
+        #[cfg(feature = "http")]
+        if let Some((screen, _)) = &self.web {
+            screen.renew(Arc::clone(&next.pipeline), next.live.stall);
+        }
         self.live.swap(Arc::clone(&next.pipeline), next.live);
         self.exchange_sinks(next.new, &next.kept);
         let (source, pace) = (&next.settings.source.address, next.settings.pace.fps);
