@@ -8,20 +8,20 @@ use anyhow::Result;
 use numclip::live::Tap;
 use numclip::pipeline::Pipeline;
 use numclip::serve::{Listener, Place, Screen, ServeError, Server, Token};
-use numclip::sink::Sink;
+use numclip::settings::HttpSettings;
 use numclip::status::Board;
 
 use crate::exit::UsageError;
 
 /// Whether and how to serve.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct WebArgs {
     /// Serve a page, an API and metrics, as in 127.0.0.1:8080; a port alone
     /// serves this machine.
     #[arg(long, value_name = "ADDRESS")]
     http: Option<Place>,
     /// File with the token that lets people in; needed to serve other machines.
-    #[arg(long, value_name = "FILE", requires = "http")]
+    #[arg(long, value_name = "FILE")]
     http_token_file: Option<PathBuf>,
 }
 
@@ -32,35 +32,43 @@ pub struct Web {
 }
 
 impl WebArgs {
-    /// Takes the address; `None` where nothing is to be served. A source that
-    /// is silent for longer than `silence` counts as stalled.
-    ///
-    /// # Errors
-    /// When the address is not to be had, or needs a token.
-    pub fn open(
-        &self,
-        pipeline: &Arc<Pipeline>,
-        board: &Arc<Board>,
-        silence: Option<Duration>,
-    ) -> Result<Option<Web>> {
-        let Some(Place(address)) = self.http else {
-            return Ok(None);
-        };
-        let file = self.http_token_file.as_deref();
-        let token = file.map(Token::read).transpose()?;
-        let listener = Listener::bind(address, token).map_err(usage)?;
-        let screen = Screen::new(Arc::clone(pipeline), Arc::clone(board), silence);
-        Ok(Some(Web {
-            listener,
-            screen: Arc::new(screen),
-        }))
+    /// Writes what was asked for over `settings`.
+    pub fn apply(&self, settings: &mut HttpSettings) {
+        settings.listen = self.http.or(settings.listen);
+        if let Some(file) = &self.http_token_file {
+            settings.token_file = Some(file.clone());
+        }
     }
 }
 
+/// Takes the address; `None` where nothing is to be served. A source that is
+/// silent for longer than `silence` counts as stalled.
+///
+/// # Errors
+/// When the address is not to be had, or needs a token.
+pub fn open(
+    settings: &HttpSettings,
+    pipeline: &Arc<Pipeline>,
+    board: &Arc<Board>,
+    silence: Option<Duration>,
+) -> Result<Option<Web>> {
+    let Some(Place(address)) = settings.listen else {
+        return Ok(None);
+    };
+    let file = settings.token_file.as_deref();
+    let token = file.map(Token::read).transpose()?;
+    let listener = Listener::bind(address, token).map_err(usage)?;
+    let screen = Screen::new(Arc::clone(pipeline), Arc::clone(board), silence);
+    Ok(Some(Web {
+        listener,
+        screen: Arc::new(screen),
+    }))
+}
+
 impl Web {
-    /// What estimates are to be put into.
-    pub fn sink(&self) -> (String, Box<dyn Sink>) {
-        ("http".into(), Box::new(Arc::clone(&self.screen)))
+    /// What estimates and notices are to be shown on.
+    pub fn screen(&self) -> Arc<Screen> {
+        Arc::clone(&self.screen)
     }
 
     /// Starts to serve, with pictures from `tap`, and says on stderr where.
