@@ -279,6 +279,7 @@ fn metrics_are_in_the_text_format() {
     let serving = Serving::start(&[]);
     let sink = "numclip_sink_taken_total{sink=\"http\"}";
     until(|| serving.get("/metrics").text().contains(sink));
+    serving.wait_for_estimate();
     let metrics = serving.get("/metrics");
     assert!(metrics.headers["content-type"].starts_with("text/plain; version=0.0.4"));
     let samples = samples(metrics.text());
