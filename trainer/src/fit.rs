@@ -3,6 +3,7 @@
 mod checkpoint;
 mod evaluate;
 mod gradients;
+mod load;
 mod meter;
 mod objective;
 mod start;
@@ -21,8 +22,8 @@ use thiserror::Error;
 
 use crate::checkpoint::CheckpointError;
 use crate::config::Config;
-use crate::data::loader::{LoadError, Unreadable};
-use crate::data::{Augment, Batch, DataError, Loader, LoaderConfig, Sampling, Views};
+use crate::data::loader::LoadError;
+use crate::data::{Batch, DataError, Loader};
 use crate::device::{DeviceError, Opened};
 use crate::model::numclip::NumClip;
 use crate::model::weights::WeightsError;
@@ -30,6 +31,7 @@ use crate::optim::{Ema, GroupedOptimizer, OptimError, clip_gradients, freeze};
 use crate::text::TextError;
 use checkpoint::Counters;
 use gradients::{Pass, is_finite};
+use load::training_loader;
 use meter::Meter;
 use objective::Objective;
 use parallel::{Crew, Taught};
@@ -38,6 +40,7 @@ use teacher::{Beside, Lessons};
 
 pub use checkpoint::Weights;
 pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
+pub use load::loader;
 pub use prepare::{Prepared, prepare, prepare_for, prepare_student, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
 pub use start::{TeacherSource, WeightsSource};
@@ -493,60 +496,5 @@ impl<'a> Trainer<'a> {
     fn save(&self, state: &mut State) -> Result<(), FitError> {
         state.counters.metrics_bytes = self.run.flush()?;
         self.run.save(state)
-    }
-}
-
-/// A loader over some samples for evaluation: in order, without random changes.
-pub fn loader(config: &Config, prepared: &Prepared, indices: &[usize]) -> Result<Loader, FitError> {
-    let loader = LoaderConfig {
-        batch: config.train.batch_size,
-        sampling: Sampling::Sequential,
-        ..loader_config(config)
-    };
-    let (plan, augment) = (config.preprocess.clone(), Augment::none());
-    let (dataset, bins) = (&prepared.dataset, &config.bin);
-    Ok(Loader::new(dataset, indices, bins, plan, augment, loader)?)
-}
-
-/// A loader of training images in batches of a size, drawn from a seed: under fixed views where
-/// there are some, else under new random changes in every epoch.
-fn training_loader(
-    config: &Config,
-    prepared: &Prepared,
-    indices: &[usize],
-    (batch, seed): (usize, u64),
-    views: Option<&Views>,
-) -> Result<Loader, FitError> {
-    let loader = LoaderConfig {
-        batch,
-        seed,
-        sampling: config.train.sampling,
-        drop_last: indices.len() >= batch,
-        ..loader_config(config)
-    };
-    let plan = config.preprocess.clone();
-    let (dataset, bins) = (&prepared.dataset, &config.bin);
-    let loader = match views {
-        Some(views) => {
-            let views = (views.clone(), &prepared.sha256[..]);
-            Loader::of_views(dataset, indices, bins, plan, views, loader)
-        }
-        None => {
-            let augment = config.augment.clone();
-            Loader::new(dataset, indices, bins, plan, augment, loader)
-        }
-    };
-    Ok(loader?)
-}
-
-fn loader_config(config: &Config) -> LoaderConfig {
-    LoaderConfig {
-        workers: config.train.workers,
-        cache_mib: config.train.cache_mib / 2,
-        unreadable: match config.data.max_unreadable {
-            0 => Unreadable::Stop,
-            limit => Unreadable::Skip(limit),
-        },
-        ..LoaderConfig::default()
     }
 }

@@ -17,11 +17,15 @@ use crate::variant::{Changes, Single};
 ///
 /// Everything about the run is kept in its folder: the resolved task file, what
 /// it was made from, the measurements, the last state and the best weights.
+/// With a [teacher] in the task file, the model learns from a run, a bundle, a
+/// CLIP checkpoint or any ONNX encoder as well, also of images without labels.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   trainer fit trainer/tasks/gauge.toml
+  trainer fit trainer/tasks/gauge-student.toml   (a tenth the size, taught by models/gauge)
   trainer fit task.toml --out runs/second-try
+  trainer fit task.toml --set teacher.run=runs/large --set teacher.unlabelled=photos
   trainer fit task.toml --fold 2/5 --seed 3      (into runs/NAME-fold2of5-seed3)
   trainer fit task.toml --few-shot 4 --set train.epochs=20
   trainer fit task.toml --resume
