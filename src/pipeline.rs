@@ -1,5 +1,6 @@
 //! All stages in a row: the one module that knows each of them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bundle::Bundle;
@@ -7,10 +8,11 @@ use crate::encode::{self, EncodeError, Engine, Loaded, Session};
 use crate::estimate::Estimate;
 use crate::frame::Frame;
 use crate::preprocess::Preprocessor;
+use crate::view::View;
 
 /// A bundle with its encoder loaded; shared between threads.
 pub struct Pipeline {
-    bundle: Bundle,
+    bundle: Arc<Bundle>,
     loaded: Loaded,
 }
 
@@ -42,11 +44,14 @@ impl Pipeline {
     /// [`EncodeError`] when no engine can load it.
     pub fn new(bundle: Bundle, engine: Option<Engine>) -> Result<Self, EncodeError> {
         let loaded = encode::load(&bundle, engine)?;
-        Ok(Self { bundle, loaded })
+        Ok(Self {
+            bundle: Arc::new(bundle),
+            loaded,
+        })
     }
 
     /// The bundle.
-    pub fn bundle(&self) -> &Bundle {
+    pub fn bundle(&self) -> &Arc<Bundle> {
         &self.bundle
     }
 
@@ -83,8 +88,13 @@ impl Pipeline {
 impl Worker<'_> {
     /// The encoder's input for `frame`: planar `[3, size, size]`.
     pub fn preprocess(&mut self, frame: &Frame) -> &[f32] {
+        self.preprocess_view(&View::whole(frame))
+    }
+
+    /// As [`Worker::preprocess`], for a part of a frame.
+    pub fn preprocess_view(&mut self, view: &View<'_>) -> &[f32] {
         let plan = &self.bundle.manifest().preprocess;
-        plan.normalize(self.preprocessor.fit(plan, frame), &mut self.tensor);
+        plan.normalize(self.preprocessor.fit_view(plan, view), &mut self.tensor);
         &self.tensor
     }
 
@@ -101,8 +111,16 @@ impl Worker<'_> {
     /// # Errors
     /// [`EncodeError`] when the engine fails.
     pub fn estimate(&mut self, frame: &Frame) -> Result<Timed, EncodeError> {
+        self.estimate_view(&View::whole(frame))
+    }
+
+    /// The estimate for a part of a frame.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when the engine fails.
+    pub fn estimate_view(&mut self, view: &View<'_>) -> Result<Timed, EncodeError> {
         let start = Instant::now();
-        self.preprocess(frame);
+        self.preprocess_view(view);
         let preprocessed = Instant::now();
         let embedding = self.encode()?;
         let encoded = Instant::now();

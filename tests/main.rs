@@ -1,11 +1,15 @@
 //! Everything that is tested from outside: one binary, so that it links once.
 
 mod bundle;
+#[cfg(feature = "live")]
+mod chaos;
 mod cli;
 mod common;
 mod decode;
 #[cfg(feature = "flash")]
 mod flash;
+#[cfg(feature = "live")]
+mod detect;
 mod golden;
 #[cfg(feature = "live")]
 mod live;
@@ -13,3 +17,7 @@ mod live;
 mod package;
 #[cfg(feature = "flash")]
 mod ssh;
+#[cfg(feature = "http")]
+mod page;
+#[cfg(feature = "http")]
+mod serve;

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::clip::Hints;
 use crate::clip::transformer::Precision;
 use crate::data::{Augment, Columns, LeakPolicy, Protocol, Sampling, SplitPlan, Weighting};
+use crate::device;
 use crate::model::numclip::HeadConfig;
 use crate::model::{Architecture, EncoderConfig, Norm, Padding, tiny};
 use crate::optim::{Freeze, OptimConfig, Schedule};
@@ -198,6 +199,9 @@ pub struct Train {
     pub gradient_checkpointing: bool,
     /// Arithmetic of a vision transformer while it trains.
     pub precision: Precision,
+    /// What to compute on: `auto`, `cpu`, `cuda`, `cuda:1` or `cuda:0,1`. The flag `--device`
+    /// overrides it, and a run may be resumed on another device.
+    pub device: device::Choice,
     /// Threads that load images; 0 for one per core.
     pub workers: usize,
     /// Memory for decoded images, in MiB.
@@ -394,6 +398,7 @@ impl Default for Train {
             checkpoint_steps: 200,
             gradient_checkpointing: false,
             precision: Precision::F32,
+            device: device::Choice::Auto,
             workers: 0,
             cache_mib: 1024,
         }

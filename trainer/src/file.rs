@@ -4,22 +4,42 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use tempfile::NamedTempFile;
+
 /// Writes `bytes` so that `path` holds either what it held before or all of
 /// them, even if the power goes. Folders on the way are made.
 ///
 /// # Errors
 /// If the folder cannot be made or written to.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut file = builder().tempfile_in(folder)?;
-    file.write_all(bytes)?;
+    let file = beside(path, bytes)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
-    File::open(folder)?.sync_all()
+    File::open(folder(path))?.sync_all()
+}
+
+/// As [`write_whole`] without waiting for the disk: for one of many files that are checked when
+/// they are read, since the power may go.
+///
+/// # Errors
+/// If the folder cannot be made or written to.
+pub fn write_swiftly(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    beside(path, bytes)?.persist(path)?;
+    Ok(())
+}
+
+/// A temporary file with `bytes` in the folder of `path`, which is made.
+fn beside(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+    std::fs::create_dir_all(folder(path))?;
+    let mut file = builder().tempfile_in(folder(path))?;
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// Temporary files are for their owner alone; these are not to stay so.
@@ -45,7 +65,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/report.html");
         write_whole(&path, b"first, and longer").unwrap();
-        write_whole(&path, b"second").unwrap();
+        write_swiftly(&path, b"second").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"second");
         let beside = std::fs::read_dir(path.parent().unwrap()).unwrap();
         assert_eq!(beside.count(), 1);

@@ -3,9 +3,12 @@
 mod checkpoint;
 mod evaluate;
 mod gradients;
+mod load;
+mod meter;
 mod objective;
 mod start;
 mod prepare;
+mod parallel;
 mod progress;
 mod run;
 mod teacher;
@@ -19,20 +22,25 @@ use thiserror::Error;
 
 use crate::checkpoint::CheckpointError;
 use crate::config::Config;
-use crate::data::loader::{LoadError, Unreadable};
-use crate::data::{Augment, Batch, DataError, Loader, LoaderConfig, Sampling, Views};
+use crate::data::loader::LoadError;
+use crate::data::{Batch, DataError, Loader};
+use crate::device::{DeviceError, Opened};
 use crate::model::numclip::NumClip;
 use crate::model::weights::WeightsError;
 use crate::optim::{Ema, GroupedOptimizer, OptimError, clip_gradients, freeze};
 use crate::text::TextError;
 use checkpoint::Counters;
 use gradients::{Pass, is_finite};
+use load::training_loader;
+use meter::Meter;
 use objective::Objective;
+use parallel::{Crew, Taught};
 use progress::Progress;
-use teacher::{Beside, Lesson, Lessons};
+use teacher::{Beside, Lessons};
 
 pub use checkpoint::Weights;
 pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
+pub use load::loader;
 pub use prepare::{Prepared, prepare, prepare_for, prepare_student, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
 pub use start::{TeacherSource, WeightsSource};
@@ -98,6 +106,21 @@ pub enum FitError {
         "train.precision = \"bf16\" is for vision transformers; this encoder trains in \"f32\""
     )]
     Precision,
+    /// The device asked for is not to be had.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// More devices than batches in a step.
+    #[error(
+        "{devices} devices share out the batches of a step, but train.accumulate gives it \
+         {batches}; set accumulate to a multiple of {devices} (batch_size counts the images of one \
+         batch)"
+    )]
+    Idle {
+        /// Number of devices.
+        devices: usize,
+        /// Batches in a step.
+        batches: usize,
+    },
     /// There is no teacher to learn from.
     #[error(transparent)]
     Teacher(#[from] TeacherError),
@@ -164,20 +187,22 @@ fn good(checkpoint: &Option<PathBuf>) -> String {
 /// # Errors
 /// [`FitError`]; the last checkpoint stays usable whatever happens.
 pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> {
+    let devices = config.train.device.open()?;
+    // Teacher and bins are asked on the CPU: what a run was made from is the same on every device.
     let device = Device::flex();
     let teacher = Teacher::open(config, &device)?;
     let prepared = match &teacher {
         Some(teacher) => prepare_student(config, teacher)?,
         None => prepare(config, &device)?,
     };
-    warn(&prepared.warnings);
+    warn(devices.note.iter().chain(&prepared.warnings));
     let run = Run::open(options.out, config, &prepared, options.resume)?;
-    let mut state = State::new(config, &prepared, &device)?;
+    let mut state = State::new(config, &prepared, &devices.devices[0])?;
     if options.resume {
         state = state.restore(&run)?;
         run.truncate_metrics(&state.counters)?;
     }
-    let trainer = Trainer::new(config, &prepared, &run, &device)?;
+    let trainer = Trainer::new(config, &prepared, &run, &devices)?;
     let trainer = match &teacher {
         Some(teacher) => trainer.taught_by(teacher, options.interrupt)?,
         None => trainer,
@@ -185,7 +210,7 @@ pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> 
     trainer.train(state, options.interrupt)
 }
 
-fn warn(warnings: &[String]) {
+fn warn<'a>(warnings: impl IntoIterator<Item = &'a String>) {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
@@ -229,8 +254,8 @@ struct Trainer<'a> {
     loader: Loader,
     validation: Option<Loader>,
     lessons: Option<Lessons>,
-    objective: Objective,
-    device: Device,
+    devices: &'a Opened,
+    crew: Crew<'a>,
 }
 
 impl<'a> Trainer<'a> {
@@ -238,9 +263,8 @@ impl<'a> Trainer<'a> {
         config: &'a Config,
         prepared: &'a Prepared,
         run: &'a Run,
-        device: &Device,
+        devices: &'a Opened,
     ) -> Result<Self, FitError> {
-        let device = config.training_device(device);
         let splits = &prepared.splits;
         let images = (config.train.batch_size, config.train.seed);
         let loader = training_loader(config, prepared, &splits.train, images, None)?;
@@ -257,8 +281,10 @@ impl<'a> Trainer<'a> {
             loader,
             validation,
             lessons: None,
-            objective,
-            device,
+            devices,
+            crew: Crew::new(config, objective, &devices.devices, |device| {
+                untrained(config, prepared, device)
+            })?,
         })
     }
 
@@ -310,6 +336,7 @@ impl<'a> Trainer<'a> {
         let (steps, accumulate) = (self.steps(), self.config.train.accumulate);
         state.model = freeze::apply(&self.config.train.freeze, state.model, epoch + 1);
         state.optimizer.begin_epoch(epoch + 1);
+        let mut meter = Meter::start(self.devices);
         let progress = Progress::start(
             epoch + 1,
             self.config.train.epochs,
@@ -322,16 +349,22 @@ impl<'a> Trainer<'a> {
         let lessons = self.lessons.as_ref();
         let mut beside = lessons.and_then(|lessons| lessons.beside(shown as u64));
         while state.counters.step < steps {
-            let mut pass = Pass::new(self.config, &self.objective, &self.device);
-            for batch in batches.by_ref().take(accumulate) {
-                let batch = batch?;
-                let lesson = self.lesson(&batch, &mut beside, &progress)?;
-                progress.skipped(&batch);
-                pass.add(&state.model, &batch, lesson.as_ref());
+            let mut pass = self.crew.begin();
+            let copies = self.crew.copies(&state.model);
+            let mut batches = batches.by_ref().take(accumulate);
+            loop {
+                let together = batches.by_ref().take(self.crew.len());
+                let together = together.map(|batch| self.taught(batch?, &mut beside, &progress));
+                let together: Vec<Taught> = meter.wait(|| together.collect::<Result<_, _>>())?;
+                if together.is_empty() {
+                    break;
+                }
+                self.crew.add(&mut pass, &state.model, &copies, &together);
                 self.require_finite("the loss", pass.loss(), &state.counters)?;
             }
+            meter.add(pass.labels.len());
             state = self.step(state, pass)?;
-            progress.advance(&state.counters.sums);
+            progress.advance(&state.counters.sums, &meter.speed(epoch + 1));
             let stop = interrupt.load(Ordering::Relaxed);
             let due = state
                 .counters
@@ -345,22 +378,25 @@ impl<'a> Trainer<'a> {
                 return Ok(state);
             }
         }
-        self.finish_epoch(state, &progress)
+        self.finish_epoch(state, &progress, &meter)
     }
 
-    /// What the teacher says of a batch and of unlabelled images beside it.
-    fn lesson(
+    /// A batch with what the teacher says of it and of unlabelled images beside it.
+    fn taught(
         &self,
-        batch: &Batch,
+        batch: Batch,
         beside: &mut Option<Beside<'_>>,
         progress: &Progress,
-    ) -> Result<Option<Lesson>, FitError> {
+    ) -> Result<Taught, FitError> {
         let Some(lessons) = &self.lessons else {
-            return Ok(None);
+            progress.skipped(&batch);
+            return Ok((batch, None));
         };
         let beside = beside.as_mut().and_then(Iterator::next).transpose()?;
         beside.iter().for_each(|batch| progress.skipped(batch));
-        Ok(Some(lessons.about(self.prepared, batch, beside)?))
+        progress.skipped(&batch);
+        let lesson = lessons.about(self.prepared, &batch, beside)?;
+        Ok((batch, Some(lesson)))
     }
 
     /// Steps in an epoch.
@@ -422,7 +458,13 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn finish_epoch(&self, mut state: State, progress: &Progress) -> Result<State, FitError> {
+    fn finish_epoch(
+        &self,
+        mut state: State,
+        progress: &Progress,
+        meter: &Meter<'_>,
+    ) -> Result<State, FitError> {
+        let speed = meter.speed(state.counters.epoch + 1);
         self.require_finite_weights(&state)?;
         let model = state.evaluated();
         let validation = self
@@ -442,7 +484,8 @@ impl<'a> Trainer<'a> {
         };
         let better = state.counters.update_best(validation);
         self.run.append(&record)?;
-        progress.finish(&record, better);
+        self.run.append_speed(&speed)?;
+        progress.finish(&record, better, &speed);
         if better || self.validation.is_none() {
             self.run.save_best(&model, state.counters.epoch)?;
         }
@@ -453,60 +496,5 @@ impl<'a> Trainer<'a> {
     fn save(&self, state: &mut State) -> Result<(), FitError> {
         state.counters.metrics_bytes = self.run.flush()?;
         self.run.save(state)
-    }
-}
-
-/// A loader over some samples for evaluation: in order, without random changes.
-pub fn loader(config: &Config, prepared: &Prepared, indices: &[usize]) -> Result<Loader, FitError> {
-    let loader = LoaderConfig {
-        batch: config.train.batch_size,
-        sampling: Sampling::Sequential,
-        ..loader_config(config)
-    };
-    let (plan, augment) = (config.preprocess.clone(), Augment::none());
-    let (dataset, bins) = (&prepared.dataset, &config.bin);
-    Ok(Loader::new(dataset, indices, bins, plan, augment, loader)?)
-}
-
-/// A loader of training images in batches of a size, drawn from a seed: under fixed views where
-/// there are some, else under new random changes in every epoch.
-fn training_loader(
-    config: &Config,
-    prepared: &Prepared,
-    indices: &[usize],
-    (batch, seed): (usize, u64),
-    views: Option<&Views>,
-) -> Result<Loader, FitError> {
-    let loader = LoaderConfig {
-        batch,
-        seed,
-        sampling: config.train.sampling,
-        drop_last: indices.len() >= batch,
-        ..loader_config(config)
-    };
-    let plan = config.preprocess.clone();
-    let (dataset, bins) = (&prepared.dataset, &config.bin);
-    let loader = match views {
-        Some(views) => {
-            let views = (views.clone(), &prepared.sha256[..]);
-            Loader::of_views(dataset, indices, bins, plan, views, loader)
-        }
-        None => {
-            let augment = config.augment.clone();
-            Loader::new(dataset, indices, bins, plan, augment, loader)
-        }
-    };
-    Ok(loader?)
-}
-
-fn loader_config(config: &Config) -> LoaderConfig {
-    LoaderConfig {
-        workers: config.train.workers,
-        cache_mib: config.train.cache_mib / 2,
-        unreadable: match config.data.max_unreadable {
-            0 => Unreadable::Stop,
-            limit => Unreadable::Skip(limit),
-        },
-        ..LoaderConfig::default()
     }
 }

@@ -92,7 +92,8 @@ fn a_student_learns_what_its_teacher_says() {
     let teacher = teacher();
     let [taught, alone] = ["taught", "alone"].map(|name| folder.path().join(name));
     let lesson = format!(
-        "run = '{}'\nsupervised = false\nviews = 3\ncache = 'cache'\n",
+        "run = '{}'\nsupervised = false\nviews = 3\ncache = 'cache'\n\
+         loss = {{ embedding = 20, value = 0.1 }}\n",
         teacher.join("run/checkpoint.safetensors").display()
     );
     let train = "epochs = 16";
@@ -399,8 +400,8 @@ fn what_cannot_teach_is_named() {
         ),
         (
             "cache = 'cache'",
-            "cache = 'cache'\nloss = { embedding = 0, distribution = 0, value = 0 }",
-            "not all 0",
+            "cache = 'cache'\nsupervised = false\nloss = { embedding = 0, distribution = 0, value = 0 }",
+            "not all 0 where",
         ),
         (
             "cache = 'cache'",

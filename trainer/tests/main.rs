@@ -7,5 +7,6 @@ mod clip;
 mod distill;
 mod export;
 mod failures;
+mod repro;
 mod resume;
 mod study;

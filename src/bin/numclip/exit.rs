@@ -5,7 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Error;
 use numclip::bundle::BundleError;
+#[cfg(feature = "live")]
+use numclip::detect::DetectError;
 use numclip::encode::EncodeError;
+#[cfg(feature = "live")]
+use numclip::live::LiveError;
 use numclip::verify::ReplayError;
 
 use crate::inputs::InputError;
@@ -33,7 +37,7 @@ pub struct UsageError(pub String);
 
 /// The exit code that `error` stands for.
 pub fn of(error: &Error) -> Exit {
-    if error.is::<UsageError>() {
+    if error.is::<UsageError>() || is_fault_of_view(error) {
         Exit::Usage
     } else if error.is::<InputError>() || error.is::<LabelsError>() {
         Exit::Input
@@ -64,6 +68,17 @@ impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
     }
+}
+
+/// A region that leaves the pictures, or a detector that is none.
+#[cfg(feature = "live")]
+fn is_fault_of_view(error: &Error) -> bool {
+    error.is::<DetectError>() || matches!(error.downcast_ref(), Some(LiveError::Region(_)))
+}
+
+#[cfg(not(feature = "live"))]
+fn is_fault_of_view(_: &Error) -> bool {
+    false
 }
 
 fn is_fault_of_bundle(error: &EncodeError) -> bool {

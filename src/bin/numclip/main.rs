@@ -3,6 +3,8 @@
 
 mod annotate;
 mod bench;
+#[cfg(feature = "live")]
+mod cameras;
 mod canvas;
 mod exit;
 #[cfg(feature = "flash")]
@@ -11,11 +13,14 @@ mod inputs;
 mod inspect;
 mod labels;
 mod predict;
-mod record;
 #[cfg(feature = "live")]
 mod run;
 mod table;
 mod verify;
+#[cfg(feature = "live")]
+mod view;
+#[cfg(feature = "http")]
+mod web;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -44,6 +49,8 @@ enum Command {
     Predict(predict::Args),
     #[cfg(feature = "live")]
     Run(run::Args),
+    #[cfg(feature = "live")]
+    Cameras(cameras::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
@@ -89,6 +96,8 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Predict(args) => predict::run(&args, cli.verbose),
         #[cfg(feature = "live")]
         Command::Run(args) => run::run(&args, cli.verbose),
+        #[cfg(feature = "live")]
+        Command::Cameras(args) => cameras::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args, start),

@@ -207,9 +207,9 @@ impl Config {
             .iter()
             .all(|weight| weight.is_finite() && *weight >= 0.0);
         require(
-            usable && weights.iter().sum::<f64>() > 0.0,
+            usable && (teacher.supervised || weights.iter().sum::<f64>() > 0.0),
             "teacher.loss",
-            "weights of 0 or more, not all 0",
+            "weights of 0 or more, and not all 0 where supervised = false",
             loss,
         )?;
         require(

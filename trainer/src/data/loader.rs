@@ -304,6 +304,7 @@ impl Iterator for Epoch {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::time::{Duration, Instant};
 
     use image::{Rgb, RgbImage};
 
@@ -521,6 +522,30 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn batches_are_made_before_they_are_asked_for() {
+        let pictures = pictures();
+        let ahead = LoaderConfig {
+            batch: 2,
+            prefetch: 2,
+            sampling: Sampling::Sequential,
+            ..config()
+        };
+        let loader = loader(&pictures, ahead);
+        let _epoch = loader.epoch(0, 0);
+        let ready = || {
+            let items = loader.shared.items.iter();
+            items.filter(|item| item.cached.get().is_some()).count()
+        };
+        // Two wait, and a third is ready to follow; nothing has been taken.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while ready() < 6 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(ready(), 6);
     }
 
     #[test]

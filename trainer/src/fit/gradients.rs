@@ -63,6 +63,15 @@ impl<'a> Pass<'a> {
             .accumulate(model, GradientsParams::from_grads(gradients, model));
     }
 
+    /// Adds what another device computed of the same step, for the parameters of `model`.
+    pub fn merge(&mut self, model: &NumClip, mut other: Pass<'_>) {
+        self.values.append(&mut other.values);
+        self.labels.append(&mut other.labels);
+        self.losses += other.losses;
+        let gradients = other.sum.grads().to_device(self.device, model);
+        self.sum.accumulate(model, gradients);
+    }
+
     /// Mean loss over the images so far.
     pub fn loss(&self) -> f64 {
         self.losses / self.labels.len() as f64

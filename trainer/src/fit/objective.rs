@@ -128,3 +128,79 @@ fn sum(terms: &[Term<'_>], device: &Device) -> Tensor<1> {
 fn vector(values: &[f32], device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn objective(teacher: &str) -> Objective {
+        let text = format!(
+            r#"
+            task = {{ name = "t", range = [0, 10] }}
+            bin = [{{ label = "a", start = 0, end = 5 }}, {{ label = "b", start = 5, end = 10 }}]
+            data = {{ table = "none.csv" }}
+            train = {{ loss = {{ image_to_text = 0, text_to_image = 0, cross_entropy = 1, value = 2 }} }}
+            teacher = {{ run = "none", {teacher} }}
+            "#
+        );
+        Objective::new(&toml::from_str(&text).unwrap(), &[1, 1])
+    }
+
+    /// Two labelled images and one without a label; every term worked out by hand.
+    #[test]
+    fn labels_count_for_labelled_images_and_the_teacher_for_all() {
+        let device = Device::flex();
+        let output = || Output {
+            embeddings: Tensor::from_floats([[1.0, 0.0], [0.0, 3.0], [1.0, 1.0]], &device),
+            logits: Tensor::from_floats([[0.0, 0.0], [2.0, 2.0], [1.0, 1.0]], &device),
+            values: Tensor::from_floats([4.0, 8.0, 1.0], &device),
+        };
+        let batch = Batch {
+            labels: vec![3.0, 6.0],
+            bins: vec![0, 1],
+            ..Batch::default()
+        };
+        let lesson = Lesson {
+            images: Vec::new(),
+            // Cosines 1, 0 and 1 / √2.
+            embeddings: vec![2.0, 0.0, 1.0, 0.0, 0.0, 1.0],
+            // Shares at temperature 2: 1/2 and 1/2; 3/4 and 1/4; 1/2 and 1/2.
+            logits: vec![0.0, 0.0, 2.0 * 3f32.ln(), 0.0, 5.0, 5.0],
+            values: vec![4.0, 6.0, 5.0],
+        };
+        let labels = 2f64.ln() + 2.0 * 1.5;
+        let embedding = 1.0 - (1.0 + 0.5f64.sqrt()) / 3.0;
+        let divergence = 0.75 * 1.5f64.ln() + 0.25 * 0.5f64.ln();
+        let distribution = 4.0 * divergence / 3.0;
+        let value = (0.0 + 2.0 + 4.0) / 3.0;
+        for (settings, expected) in [
+            (
+                "loss = { embedding = 3, distribution = 0, value = 0 }",
+                labels + 3.0 * embedding,
+            ),
+            (
+                "loss = { embedding = 0, distribution = 5, value = 0.5 }",
+                labels + 5.0 * distribution + 0.5 * value,
+            ),
+            (
+                "supervised = false, loss = { embedding = 1, distribution = 1, value = 1 }",
+                embedding + distribution + value,
+            ),
+            (
+                "loss = { embedding = 0, distribution = 0, value = 0 }",
+                labels,
+            ),
+        ] {
+            let objective = objective(settings);
+            let loss = objective.loss(output(), &batch, Some(&lesson), &device);
+            let loss: f64 = loss.into_scalar::<f32>().into();
+            assert!(
+                (loss - expected).abs() < 1e-5,
+                "{settings}: {loss}, expected {expected}"
+            );
+        }
+        let alone = objective("supervised = false").loss(output().first(2), &batch, None, &device);
+        let alone: f64 = alone.into_scalar::<f32>().into();
+        assert!((alone - labels).abs() < 1e-5);
+    }
+}

@@ -59,7 +59,20 @@ pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
 /// # Errors
 /// As [`prepare`].
 pub fn prepare_student(config: &Config, teacher: &Teacher) -> Result<Prepared, FitError> {
-    let prepared = prepare_with(config, teacher.bins().clone())?;
+    let mut prepared = prepare_with(config, teacher.bins().clone())?;
+    let seen = |split: &str, images: &[usize]| {
+        let seen = teacher.has_seen(images.iter().map(|&index| prepared.sha256[index]));
+        (seen > 0).then(|| {
+            format!(
+                "the teacher was trained on {seen} of the {} {split} images: figures on them are \
+                 favourable",
+                images.len()
+            )
+        })
+    };
+    let splits = &prepared.splits;
+    let warnings = [seen("validation", &splits.val), seen("test", &splits.test)];
+    prepared.warnings.extend(warnings.into_iter().flatten());
     Ok(Prepared {
         teacher: Some(teacher.source().clone()),
         ..prepared

@@ -9,6 +9,7 @@ use numclip::metrics::Metrics;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Counters, file_error, write};
+use super::meter::Speed;
 use super::{FitError, Prepared, TeacherSource, WeightsSource};
 use crate::config::Config;
 use crate::text::TextSource;
@@ -16,6 +17,7 @@ use crate::text::TextSource;
 const TASK: &str = "task.toml";
 const PROVENANCE: &str = "provenance.json";
 const METRICS: &str = "metrics.jsonl";
+const SPEED: &str = "speed.jsonl";
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const BEST: &str = "best.safetensors";
 /// The bin embeddings of a student, so that it needs its teacher no more.
@@ -182,6 +184,16 @@ impl Run {
             .map_err(|error| file_error(&path, &error))
     }
 
+    /// Notes how fast an epoch was.
+    pub(super) fn append_speed(&self, speed: &Speed) -> Result<(), FitError> {
+        let path = self.folder.join(SPEED);
+        let append = || -> std::io::Result<()> {
+            let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+            writeln!(file, "{}", serde_json::to_string(speed)?)
+        };
+        append().map_err(|error| file_error(&path, &error))
+    }
+
     /// Length of the measurements once they are on disk.
     pub(super) fn flush(&self) -> Result<u64, FitError> {
         let file = self.metrics.borrow();
@@ -221,7 +233,9 @@ fn begin(folder: &Path, config: &Config, prepared: &Prepared) -> Result<(), FitE
 }
 
 fn compare(folder: &Path, config: &Config, prepared: &Prepared) -> Result<(), FitError> {
-    if read_config(folder)? != *config {
+    let mut begun = read_config(folder)?;
+    begun.train.device = config.train.device.clone();
+    if begun != *config {
         return Err(FitError::Changed {
             what: format!("the task file (see {})", folder.join(TASK).display()),
         });

@@ -13,6 +13,7 @@ mod cache;
 mod lesson;
 mod open;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -43,6 +44,8 @@ pub struct Teacher {
     network: Network,
     /// What its embeddings hang on beside the images.
     key: String,
+    /// SHA-256 of the images that it was trained on, where that is known.
+    seen: HashSet<[u8; 32]>,
 }
 
 /// What computes the embeddings.
@@ -184,6 +187,11 @@ impl Teacher {
     /// How it wants its images.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// How many of the images with these digests it was trained on, as far as that is known.
+    pub fn has_seen(&self, images: impl Iterator<Item = [u8; 32]>) -> usize {
+        images.filter(|image| self.seen.contains(image)).count()
     }
 
     fn asker(&self) -> Result<Asker<'_>, EncodeError> {

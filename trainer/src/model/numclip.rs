@@ -168,6 +168,14 @@ impl NumClip {
         }
     }
 
+    /// The parameters of this model on another device, on which `like` was built: what does not
+    /// learn is taken from there.
+    pub fn copy_to(&self, device: &Device, like: &Self) -> Self {
+        let mut copy = self.clone().fork(device);
+        copy.text = copy.text.beside(&like.text);
+        copy
+    }
+
     /// Encoder and adapter in their evaluation form, for square images of `size`.
     ///
     /// The adapter's mix is scaled so that the original feature keeps its

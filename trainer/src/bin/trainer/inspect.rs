@@ -228,6 +228,8 @@ fn run_lines(run: &RunWeights) -> Vec<Line> {
                 .iter()
                 .map(|init| ("began with", init.file.clone())),
         );
+        let teacher = provenance.teacher.iter();
+        lines.extend(teacher.map(|teacher| ("teacher", teacher.to_string())));
         lines.push(("data", provenance.data_digest.clone()));
     }
     let parts = run.parts.iter();

@@ -5,13 +5,13 @@
 //! is damaged, cut short or of something else does not pass, and the teacher is asked again.
 
 use std::fs;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::data::digest::hexadecimal;
+use crate::file::write_swiftly;
 
 const DIGEST: usize = 32;
 
@@ -53,7 +53,7 @@ impl Cache {
         let mut bytes: Vec<u8> = values.flat_map(|value| value.to_le_bytes()).collect();
         let digest = self.digest(image, &bytes);
         bytes.extend(digest);
-        if let Err(error) = write_whole(&self.path(image), &bytes) {
+        if let Err(error) = write_swiftly(&self.path(image), &bytes) {
             let folder = self.folder.display();
             let _ = self.failure.set(format!("{folder}: {error}"));
         }
@@ -82,16 +82,6 @@ impl Cache {
         rows.map(|row| row.iter().map(|v| f32::from_le_bytes(*v)).collect())
             .collect()
     }
-}
-
-/// The file holds what it held before or all of `bytes`, whoever else writes it.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.persist(path)?;
-    Ok(())
 }
 
 #[cfg(test)]

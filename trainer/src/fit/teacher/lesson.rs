@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use super::super::{FitError, Prepared, training_loader};
+use super::super::load::training_loader;
+use super::super::{FitError, Prepared};
 use super::ask::{Asking, Question};
 use super::{Answers, Teacher, TeacherError};
 use crate::config::{Config, ViewPlan};

@@ -1,5 +1,6 @@
 //! Opening a teacher, whatever it is.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use numclip::estimate::{Estimator, Regressor};
 use numclip::preprocess::Plan;
 use sha2::{Digest as _, Sha256};
 
-use super::super::prepare::{prepare_for, prompt, untrained};
+use super::super::prepare::{prepare, prepare_for, prompt, untrained};
 use super::super::{FitError, Run, Weights};
 use super::{Network, Teacher, TeacherError, TeacherSource};
 use crate::checkpoint::Checkpoint;
@@ -85,6 +86,7 @@ impl Teacher {
             Weights::Best => run.best(),
             Weights::Last => run.checkpoint(),
         })?;
+        let seen = seen(&config, device);
         config.model.init = None;
         Ok(Self {
             source: TeacherSource {
@@ -98,6 +100,7 @@ impl Teacher {
             logit_scale: config.model.head.logit_scale,
             network: Network::Run(Box::new(model)),
             key: format!("run {sha256} {}", json(&config.model)),
+            seen,
         })
     }
 
@@ -129,6 +132,7 @@ impl Teacher {
             estimator: estimator.clone(),
             logit_scale: manifest.logit_scale.into(),
             key: format!("bundle {} {}", bundle.sha256(), model.engine()),
+            seen: HashSet::new(),
             network: Network::Engine(model),
         })
     }
@@ -166,6 +170,7 @@ impl Teacher {
             logit_scale: scale,
             network: Network::Tower(Box::new(tower)),
             key: format!("clip {sha256} {}", json(&config.clip)),
+            seen: HashSet::new(),
         })
     }
 
@@ -196,9 +201,19 @@ impl Teacher {
             plan,
             logit_scale: scale,
             key: format!("onnx {sha256} {}", model.engine()),
+            seen: HashSet::new(),
             network: Network::Engine(model),
         })
     }
+}
+
+/// SHA-256 of the images that a run was trained on; none if its data is gone.
+fn seen(config: &Config, device: &Device) -> HashSet<[u8; 32]> {
+    let Ok(prepared) = prepare(config, device) else {
+        return HashSet::new();
+    };
+    let train = prepared.splits.train.iter();
+    train.map(|&index| prepared.sha256[index]).collect()
 }
 
 /// By the fast engine where it can, else by the general one.
