@@ -216,6 +216,40 @@ fn the_page_comes_whole_and_guarded() {
 }
 
 #[test]
+fn noise_is_answered_or_cut_off_and_the_server_goes_on() {
+    let serving = Serving::start(&[]);
+    let mut state = 1_u32;
+    let mut draw = |below: usize| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as usize % below
+    };
+    let words: [&[u8]; 12] = [
+        b"GET ",
+        b"POST /predict",
+        b" HTTP/1.1",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"Host: localhost\r\n",
+        b"Content-Length: 99999999999",
+        b"Transfer-Encoding: chunked\r\n",
+        b"zz\r\n",
+        b"/api/events",
+        b"\xFF\x00",
+        b"Content-Type: image/png\r\n",
+    ];
+    for _ in 0..300 {
+        let noise: Vec<u8> = (0..draw(12))
+            .flat_map(|_| words[draw(12)])
+            .copied()
+            .collect();
+        let mut stream = TcpStream::connect(("127.0.0.1", serving.port)).unwrap();
+        // It may hang up before it has read all.
+        let _ = stream.write_all(&noise);
+    }
+    serving.wait_for_estimate();
+}
+
+#[test]
 fn estimates_and_state_are_told() {
     let serving = Serving::start(&["--roi", "25%,25%,50%,50%", "--rotate", "90"]);
     serving.wait_for_estimate();
