@@ -12,6 +12,8 @@ mod command;
 mod devices;
 mod folder;
 mod gauge;
+#[cfg(feature = "http")]
+mod http;
 mod jpeg;
 mod preset;
 mod stream;

@@ -15,27 +15,31 @@ mod scene;
 mod slot;
 mod smooth;
 mod supply;
+mod tap;
 mod track;
 mod work;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
+use serde::Serialize;
 use thiserror::Error;
 
-pub use budget::Budget;
-pub use scene::Motion;
-pub use smooth::{Smoothed, Smoothing};
-
+use crate::bundle::Bundle;
 use crate::capture::{Source, SourceError};
 use crate::detect::{DetectError, Detector};
 use crate::encode::EncodeError;
 use crate::pipeline::{Pipeline, Timed};
 use crate::view::{Framing, RegionError};
 use supply::Supply;
+
+pub use budget::Budget;
+pub use scene::Motion;
+pub use smooth::{Smoothed, Smoothing};
+pub use tap::{Glimpse, Tap};
 
 /// Events that a reader may be behind.
 const QUEUE: usize = 64;
@@ -114,6 +118,8 @@ pub struct Reading {
     /// What the estimate is about, where a detector looks for it; `None` when
     /// it is about the picture as a whole.
     pub subject: Option<Subject>,
+    /// The bundle whose model made it.
+    pub bundle: Arc<Bundle>,
 }
 
 /// Something that a detector found and follows from shot to shot.
@@ -126,7 +132,7 @@ pub struct Subject {
 }
 
 /// What was counted so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Shots that the source gave.
     pub captured: u64,
@@ -158,6 +164,12 @@ struct Counters {
     reconnects: AtomicU64,
 }
 
+/// What the worker is to do.
+struct Job {
+    pipeline: Arc<Pipeline>,
+    settings: Settings,
+}
+
 /// Why the pipeline ended before it was told to.
 #[derive(Debug, Error)]
 pub enum LiveError {
@@ -181,8 +193,8 @@ pub enum LiveError {
 /// A running pipeline.
 pub struct Live {
     supply: Arc<Supply>,
-    open: Open,
-    settings: Settings,
+    open: Mutex<Open>,
+    settings: Mutex<Settings>,
     events: SyncSender<Event>,
     worker: Mutex<Option<JoinHandle<Result<(), LiveError>>>>,
 }
@@ -198,16 +210,20 @@ impl Live {
         let supply = Arc::<Supply>::default();
         let worker = {
             let (supply, events) = (Arc::clone(&supply), events.clone());
-            let settings = settings.clone();
+            let job = Job {
+                pipeline,
+                settings: settings.clone(),
+            };
+            let patient = settings.pace.every_frame;
             thread::spawn(move || {
-                let send = |event| deliver(&supply, &events, &settings, event);
-                work::work(&supply, &pipeline, &settings, send)
+                let send = |event| deliver(&supply, &events, patient, event);
+                work::work(&supply, job, send)
             })
         };
         let live = Self {
             supply,
-            open,
-            settings,
+            open: Mutex::new(open),
+            settings: Mutex::new(settings),
             events,
             worker: Mutex::new(Some(worker)),
         };
@@ -221,7 +237,7 @@ impl Live {
     /// # Errors
     /// [`LiveError`] when it has ended by a fault.
     pub fn check(&self) -> Result<bool, LiveError> {
-        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut worker = locked(&self.worker);
         if worker.as_ref().is_none_or(JoinHandle::is_finished) {
             match worker.take().map(JoinHandle::join) {
                 Some(Ok(result)) => result?,
@@ -233,7 +249,7 @@ impl Live {
                 _ => Ok(false),
             };
         }
-        if let Some(limit) = self.settings.stall
+        if let Some(limit) = locked(&self.settings).stall
             && self.supply.waiting() > limit
         {
             self.tell(format!(
@@ -256,6 +272,24 @@ impl Live {
         self.supply.slot.close();
     }
 
+    /// Has `pipeline` make all estimates from the next shot on, as `settings`
+    /// say. Nothing is lost in between. Whether the source waits stays as it
+    /// was at the start.
+    pub fn swap(&self, pipeline: Arc<Pipeline>, settings: Settings) {
+        let mut known = locked(&self.settings);
+        let every_frame = known.pace.every_frame;
+        *known = settings.clone();
+        known.pace.every_frame = every_frame;
+        *locked(&self.supply.successor) = Some(Job { pipeline, settings });
+    }
+
+    /// Takes shots from another source from now on, at the pace of the latest
+    /// settings.
+    pub fn reopen(&self, open: Open) {
+        *locked(&self.open) = open;
+        self.restart();
+    }
+
     /// What was counted so far.
     pub fn counts(&self) -> Counts {
         let counters = &self.supply.counters;
@@ -272,11 +306,16 @@ impl Live {
         }
     }
 
+    /// Where frames are to be had for a preview.
+    pub fn tap(&self) -> Arc<Tap> {
+        Arc::clone(&self.supply.tap)
+    }
+
     fn restart(&self) {
         let events = self.events.clone();
         let tell = move |notice| _ = events.try_send(Event::Notice(notice));
-        self.supply
-            .start(Arc::clone(&self.open), self.settings.pace, tell);
+        let (open, pace) = (locked(&self.open).clone(), locked(&self.settings).pace);
+        self.supply.start(open, pace, tell);
     }
 
     fn tell(&self, notice: String) {
@@ -291,9 +330,13 @@ impl Drop for Live {
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Hands an event to the reader, who is waited for only where the source is.
-fn deliver(supply: &Supply, events: &SyncSender<Event>, settings: &Settings, event: Event) {
-    let sent = match settings.pace.every_frame {
+fn deliver(supply: &Supply, events: &SyncSender<Event>, patient: bool, event: Event) {
+    let sent = match patient {
         true => events.send(event).is_ok(),
         false => events.try_send(event).is_ok(),
     };

@@ -1,5 +1,6 @@
 //! All stages in a row: the one module that knows each of them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bundle::Bundle;
@@ -11,7 +12,7 @@ use crate::view::View;
 
 /// A bundle with its encoder loaded; shared between threads.
 pub struct Pipeline {
-    bundle: Bundle,
+    bundle: Arc<Bundle>,
     loaded: Loaded,
 }
 
@@ -44,11 +45,14 @@ impl Pipeline {
     /// [`EncodeError`] when no engine can load it.
     pub fn new(bundle: Bundle, engine: Option<Engine>) -> Result<Self, EncodeError> {
         let loaded = encode::load(&bundle, engine)?;
-        Ok(Self { bundle, loaded })
+        Ok(Self {
+            bundle: Arc::new(bundle),
+            loaded,
+        })
     }
 
     /// The bundle.
-    pub fn bundle(&self) -> &Bundle {
+    pub fn bundle(&self) -> &Arc<Bundle> {
         &self.bundle
     }
 

@@ -37,10 +37,14 @@ pub struct Weights {
 
 /// Writes a whole bundle that estimates ripeness from 0 to 10 days.
 pub fn write_bundle(directory: &Path) {
-    bundle::write(directory, manifest(), &contents(), |_| {
-        Ok::<(), BundleError>(())
-    })
-    .unwrap();
+    write_version(directory, "0.1.0", &contents());
+}
+
+/// The same with another version and other contents.
+pub fn write_version(directory: &Path, version: &str, contents: &Contents) {
+    let mut manifest = manifest();
+    manifest.model.version = version.into();
+    bundle::write(directory, manifest, contents, |_| Ok::<(), BundleError>(())).unwrap();
 }
 
 /// The manifest of the tiny bundle, without checksums.

@@ -9,6 +9,8 @@ use thiserror::Error;
 use super::command::{Command, Program, StreamFormat};
 use super::folder::Folder;
 use super::gauge::GaugeCamera;
+#[cfg(feature = "http")]
+use super::http::WebCamera;
 use super::preset;
 #[cfg(all(feature = "camera", target_os = "linux"))]
 use super::{CameraSettings, camera::Camera};
@@ -23,6 +25,7 @@ use crate::frame::PixelFormat;
 /// | `cmd:COMMAND` | a shell command that writes JPEG pictures one after the other |
 /// | `cmd:COMMAND?format=rgb&size=640x480` | … plain pixels: `rgb`, `bgr`, `grey`; or `ppm` pictures, which need no size |
 /// | `file:///clip.mp4`, `rtsp://…` | ffmpeg |
+/// | `http://user:password@host/stream` | a network camera: a stream of JPEG pictures, or one that is fetched again and again |
 /// | `v4l2:///dev/video0?size=1280x720&fps=30&format=mjpeg` | a USB camera, by ffmpeg |
 /// | `camera:0?size=1280x720&fps=30&format=mjpeg` | … in this program itself (feature `camera`); formats are `yuyv`, `uyvy`, `nv12`, `rgb`, `bgr`, `grey`, `mjpeg` |
 /// | `csi://0`, `rpicam://0` | gst-launch-1.0 on a Jetson, rpicam-vid on a Raspberry Pi |
@@ -43,6 +46,8 @@ enum Kind {
     Gauge(GaugeCamera),
     #[cfg(all(feature = "camera", target_os = "linux"))]
     Camera(CameraSettings),
+    #[cfg(feature = "http")]
+    Web(WebCamera),
 }
 
 /// An address that names no source.
@@ -65,6 +70,8 @@ impl SourceAddress {
             Kind::Gauge(camera) => Box::new(camera.switch_on()),
             #[cfg(all(feature = "camera", target_os = "linux"))]
             Kind::Camera(settings) => Box::new(Camera::open(settings)?),
+            #[cfg(feature = "http")]
+            Kind::Web(camera) => Box::new(camera.open()?),
         })
     }
 
@@ -77,6 +84,8 @@ impl SourceAddress {
             Kind::Gauge(_) => true,
             #[cfg(all(feature = "camera", target_os = "linux"))]
             Kind::Camera(_) => true,
+            #[cfg(feature = "http")]
+            Kind::Web(_) => true,
         }
     }
 }
@@ -126,6 +135,13 @@ fn parse(text: &str) -> Result<Kind, String> {
     if scheme == "rtsp" || scheme == "rtsps" {
         return Ok(Kind::Program(preset::rtsp(text)));
     }
+    #[cfg(feature = "http")]
+    if scheme == "http" {
+        return WebCamera::parse(text).map(Kind::Web);
+    }
+    if scheme == "https" {
+        return Err("encrypted cameras are not spoken to; use http:// or rtsps://".into());
+    }
     let (rest, query) = split(rest);
     let query = Query::parse(query)?;
     Ok(match scheme {
@@ -143,7 +159,7 @@ fn parse(text: &str) -> Result<Kind, String> {
         "rpicam" => Kind::Program(preset::rpicam(rest, &query)?),
         other => {
             return Err(format!(
-                "unknown scheme {other:?}; known are dir, file, v4l2, csi, rpicam, rtsp, camera:, cmd: and synth:"
+                "unknown scheme {other:?}; known are dir, file, v4l2, csi, rpicam, rtsp, http, camera:, cmd: and synth:"
             ));
         }
     })
@@ -236,6 +252,12 @@ fn split(text: &str) -> (&str, &str) {
 }
 
 fn without_password(text: &str) -> String {
+    // Network cameras take passwords in the query as well.
+    if let Some((scheme @ ("http" | "https"), rest)) = text.split_once("://") {
+        let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        let path = rest.split(['?', '#']).next().unwrap_or_default();
+        return format!("{scheme}://{path}");
+    }
     let hidden = || {
         let (scheme, rest) = text.split_once("://")?;
         let (login, host) = rest.split_once('@')?;
@@ -369,6 +391,10 @@ mod tests {
         let address: SourceAddress = "rtsp://me:secret@cam/1?x=2".parse().unwrap();
         assert_eq!(address.to_string(), "rtsp://me:…@cam/1?x=2");
         assert!(!refused("ftp://me:secret@host").contains("secret"));
+        assert!(!refused("https://me:sec/r@et@host/?a").contains("sec"));
+        let address = format!("http://cam:81/x?user=me&pwd=secret#login={}", file!());
+        let address: SourceAddress = address.parse().unwrap();
+        assert_eq!(address.to_string(), "http://cam:81/x");
     }
 
     #[test]

@@ -104,10 +104,7 @@ fn program(
     size: usize,
     kernels: &'static dyn Kernels,
 ) -> Result<Program, GraphError> {
-    Ok(Program::new(
-        lower::lower(&Graph::read(bytes)?, size)?,
-        kernels,
-    ))
+    Program::new(lower::lower(&Graph::read(bytes)?, size)?, kernels)
 }
 
 fn chosen() -> Result<&'static dyn Kernels, String> {

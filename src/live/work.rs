@@ -1,5 +1,6 @@
 //! The worker thread: shots in, readings out.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -8,36 +9,45 @@ use super::scene::{Change, Scene};
 use super::smooth::{LONGEST_GAP, Smoothed, Smoother};
 use super::supply::Supply;
 use super::track::Tracks;
-use super::{Event, LiveError, Reading, Settings, Subject};
+use super::{Event, Job, LiveError, Reading, Settings, Subject, locked};
+use crate::bundle::Bundle;
 use crate::capture::{Shot, develop};
 use crate::detect::Finder;
 use crate::frame::Frame;
-use crate::pipeline::{Pipeline, Timed, Worker};
+use crate::pipeline::{Timed, Worker};
 use crate::view::{RegionError, View};
 
-/// Takes shots until the slot is closed; `send` hears of all that comes of them.
-pub fn work(
-    supply: &Supply,
-    pipeline: &Pipeline,
-    settings: &Settings,
-    mut send: impl FnMut(Event),
-) -> Result<(), LiveError> {
-    let mut observer = Observer::new(supply, pipeline, settings)?;
-    while let Some(shot) = supply.slot.take() {
-        let outlay = settings.budget.map(|budget| (budget, Outlay::begin()));
-        observer.observe(shot, &mut send)?;
-        if let Some((budget, outlay)) = outlay {
-            supply.slot.rest(outlay.rest(budget));
-        }
+/// Takes shots until the slot is closed; `send` hears of all that comes of
+/// them. As soon as there is another job, the next shot is its first.
+pub fn work(supply: &Supply, mut job: Job, mut send: impl FnMut(Event)) -> Result<(), LiveError> {
+    let (mut frame, mut next) = (0, None);
+    loop {
+        let mut observer = Observer::new(supply, &job, frame)?;
+        let successor = loop {
+            let Some(shot) = next.take().or_else(|| supply.slot.take()) else {
+                return Ok(());
+            };
+            if let Some(successor) = locked(&supply.successor).take() {
+                next = Some(shot);
+                break successor;
+            }
+            let budget = job.settings.budget;
+            let outlay = budget.map(|budget| (budget, Outlay::begin()));
+            observer.observe(shot, &mut send)?;
+            if let Some((budget, outlay)) = outlay {
+                supply.slot.rest(outlay.rest(budget));
+            }
+        };
+        frame = observer.frame;
+        job = successor;
     }
-    Ok(())
 }
 
 /// Makes readings of shots.
 struct Observer<'a> {
     supply: &'a Supply,
     settings: &'a Settings,
-    range: [f32; 2],
+    bundle: &'a Arc<Bundle>,
     worker: Worker<'a>,
     scene: Option<Scene>,
     smoother: Option<Smoother>,
@@ -49,7 +59,7 @@ struct Observer<'a> {
 /// What the readings of one shot share.
 struct Origin {
     frame: u64,
-    name: Option<std::sync::Arc<str>>,
+    name: Option<Arc<str>>,
     time: SystemTime,
     at: Instant,
     truth: Option<f32>,
@@ -59,10 +69,11 @@ struct Origin {
 impl<'a> Observer<'a> {
     fn new(
         supply: &'a Supply,
-        pipeline: &'a Pipeline,
-        settings: &'a Settings,
+        Job { pipeline, settings }: &'a Job,
+        frame: u64,
     ) -> Result<Self, LiveError> {
-        let range = pipeline.bundle().manifest().task.range;
+        let bundle = pipeline.bundle();
+        let range = bundle.manifest().task.range;
         let needs_scene =
             settings.motion.is_some() || settings.smooth.is_some() || settings.subjects.is_some();
         let detector = settings
@@ -72,13 +83,13 @@ impl<'a> Observer<'a> {
         Ok(Self {
             supply,
             settings,
-            range,
+            bundle,
             worker: pipeline.worker()?,
             scene: needs_scene.then(|| Scene::new(settings.motion)),
             smoother: smoother(settings, range),
             finder: detector.map(|detector| detector.finder()).transpose()?,
             tracks: Tracks::default(),
-            frame: 0,
+            frame,
         })
     }
 
@@ -104,7 +115,10 @@ impl<'a> Observer<'a> {
             decode: start.elapsed(),
         };
         self.read(&picture, &origin, send)?;
-        self.supply.slot.recycle(picture.into_pixels());
+        let framing = self.settings.framing;
+        if let Some(picture) = self.supply.tap.offer(picture, framing) {
+            self.supply.slot.recycle(picture.into_pixels());
+        }
         Ok(())
     }
 
@@ -160,7 +174,7 @@ impl<'a> Observer<'a> {
         let (Some(subjects), Some(finder)) = (&self.settings.subjects, &mut self.finder) else {
             return Ok(());
         };
-        let (settings, range) = (self.settings, self.range);
+        let (settings, range) = (self.settings, self.bundle.manifest().task.range);
         let found = finder.find(view)?;
         let found = &found[..found.len().min(subjects.most)];
         self.tracks
@@ -199,6 +213,7 @@ impl<'a> Observer<'a> {
             latency: origin.at.elapsed(),
             smoothed,
             subject,
+            bundle: Arc::clone(self.bundle),
         })));
     }
 

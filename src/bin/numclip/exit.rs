@@ -42,6 +42,7 @@ pub fn of(error: &Error) -> Exit {
     } else if error.is::<InputError>() || error.is::<LabelsError>() {
         Exit::Input
     } else if error.is::<BundleError>()
+        || is_fault_of_package(error)
         || error.downcast_ref().is_some_and(is_fault_of_bundle)
         || error.downcast_ref().is_some_and(is_fault_of_golden)
     {
@@ -82,6 +83,29 @@ fn is_fault_of_view(_: &Error) -> bool {
 
 fn is_fault_of_bundle(error: &EncodeError) -> bool {
     !matches!(error, EncodeError::Run { .. })
+}
+
+#[cfg(feature = "flash")]
+fn is_fault_of_package(error: &Error) -> bool {
+    use numclip::package::PackageError;
+    use numclip::signature::SignatureError;
+    let is_fault = |error: &PackageError| !matches!(error, PackageError::Io { .. });
+    error.downcast_ref().is_some_and(is_fault)
+        || matches!(
+            error.downcast_ref(),
+            Some(
+                SignatureError::Foreign { .. }
+                    | SignatureError::Revoked { .. }
+                    | SignatureError::Wrong { .. }
+                    | SignatureError::OtherPackage { .. }
+                    | SignatureError::Package(_)
+            )
+        )
+}
+
+#[cfg(not(feature = "flash"))]
+fn is_fault_of_package(_: &Error) -> bool {
+    false
 }
 
 fn is_fault_of_golden(error: &ReplayError) -> bool {

@@ -7,17 +7,20 @@ mod bench;
 mod cameras;
 mod canvas;
 mod exit;
+#[cfg(feature = "flash")]
+mod flash;
 mod inputs;
 mod inspect;
 mod labels;
 mod predict;
-mod record;
 #[cfg(feature = "live")]
 mod run;
 mod table;
 mod verify;
 #[cfg(feature = "live")]
 mod view;
+#[cfg(feature = "http")]
+mod web;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -51,6 +54,9 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    #[cfg(feature = "flash")]
+    #[command(flatten)]
+    Flash(flash::Command),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -95,6 +101,8 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args, start),
+        #[cfg(feature = "flash")]
+        Command::Flash(command) => flash::run(&command),
     }
 }
 

@@ -14,7 +14,7 @@ pub struct Buffer {
 }
 
 /// Kernels may read this far beyond a buffer, never write.
-const SLACK: usize = 4;
+const SLACK: usize = 8;
 
 /// A place for each of `buffers`, [`SLACK`] and the rounding to whole lines
 /// included, and the bytes of the whole. Buffers share bytes where no step
@@ -65,7 +65,7 @@ mod tests {
     fn a_chain_needs_two_buffers() {
         let buffers: Vec<Buffer> = (0..6)
             .map(|i| Buffer {
-                len: 60,
+                len: LINE - SLACK,
                 steps: i..i + 1,
             })
             .collect();

@@ -5,9 +5,12 @@
 //! integers, and the one rounding at the end is spelled out in [`Requant`].
 //! [`scalar`] is the definition that the others are tested against.
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod elementwise;
 mod pack;
 mod scalar;
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -145,7 +148,7 @@ impl Requant {
 
 impl Dense<'_> {
     /// Checks what unsafe code relies on: every window lies within the bytes,
-    /// the four-byte reads at their ends too, and the output has its length.
+    /// the whole groups at their ends too, and the output has its length.
     fn check(&self, to: &[u8]) {
         let Windows {
             rows,
@@ -154,7 +157,7 @@ impl Dense<'_> {
             column_step,
             segment_step,
         } = self.windows;
-        let (segments, segment) = (self.matrix.segments(), 4 * self.matrix.quads());
+        let (segments, segment) = (self.matrix.segments(), self.matrix.segment_len());
         if rows * columns > 0 {
             let last =
                 (rows - 1) * row_step + (columns - 1) * column_step + (segments - 1) * segment_step;
@@ -218,6 +221,8 @@ pub fn by_name(name: &str) -> Option<&'static dyn Kernels> {
 /// All kernels that this machine can run, the fastest first.
 pub fn all() -> Vec<&'static dyn Kernels> {
     let mut all: Vec<&'static dyn Kernels> = Vec::new();
+    #[cfg(target_arch = "aarch64")]
+    all.extend(arm::detected());
     #[cfg(target_arch = "x86_64")]
     all.extend(x86::detected());
     all.push(&scalar::Scalar);

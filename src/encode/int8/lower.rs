@@ -11,7 +11,7 @@ mod operands;
 
 use std::collections::HashMap;
 
-use super::graph::{Graph, GraphError, MAX_VALUES, Node};
+use super::graph::{Graph, GraphError, Node};
 use super::plan::{Add, Affine, IMAGE, Plan, Pool, Shape, Step, Tail, Tensor, TensorId};
 use linear::Linear;
 use operands::Weights;
@@ -141,17 +141,6 @@ impl<'a> Lowering<'a> {
             Some(_) => return Err(output("holds no float values")),
             None => return Err(output("no node writes it")),
         };
-        // Each tensor is within reason; all of them together must be as well.
-        let values: usize = self
-            .tensors
-            .iter()
-            .map(|tensor| tensor.shape.values())
-            .sum();
-        if values > MAX_VALUES {
-            return Err(GraphError::of_graph(format!(
-                "its tensors have {values} values together, at most {MAX_VALUES} run here"
-            )));
-        }
         Ok(Plan {
             tensors: self.tensors,
             steps: self.steps,

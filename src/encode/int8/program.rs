@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::arena::{self, Buffer};
+use super::graph::{GraphError, MAX_VALUES};
 use super::kernels::{Kernels, Matrix, Requant, Sum, Taps, Windows};
 use super::plan::{Add, Affine, Conv, IMAGE, Plan, Pool, Shape, Step, Tail, TensorId, Window};
 
@@ -138,8 +139,13 @@ fn padded(shape: Shape, window: Window) -> Shape {
 
 impl Program {
     /// Packs `plan` for `kernels`.
-    pub fn new(plan: Plan, kernels: &'static dyn Kernels) -> Self {
-        let (places, arena) = arena::place(&buffers(&plan));
+    ///
+    /// # Errors
+    /// [`GraphError`] when the buffers together are beyond reason.
+    pub fn new(plan: Plan, kernels: &'static dyn Kernels) -> Result<Self, GraphError> {
+        let buffers = buffers(&plan);
+        check_sizes(&buffers)?;
+        let (places, arena) = arena::place(&buffers);
         let mut packer = Packer {
             plan: &plan,
             kernels,
@@ -149,7 +155,7 @@ impl Program {
         for (index, step) in plan.steps.iter().enumerate() {
             packer.step(step, plan.tensors.len() + index);
         }
-        Self {
+        Ok(Self {
             kernels,
             arena,
             image: packer.placed(IMAGE),
@@ -157,7 +163,7 @@ impl Program {
             steps: packer.steps,
             macs: plan.macs(),
             tail: plan.tail,
-        }
+        })
     }
 
     /// Values of the output.
@@ -191,6 +197,18 @@ fn buffers(plan: &Plan) -> Vec<Buffer> {
         steps: index..index,
     }));
     buffers
+}
+
+/// Each tensor is within reason; all of them together, with their padded
+/// copies, must be as well.
+fn check_sizes(buffers: &[Buffer]) -> Result<(), GraphError> {
+    let bytes: usize = buffers.iter().map(|buffer| buffer.len).sum();
+    match bytes <= MAX_VALUES {
+        true => Ok(()),
+        false => Err(GraphError::of_graph(format!(
+            "its tensors, padded copies included, have {bytes} values together; at most {MAX_VALUES} run here"
+        ))),
+    }
 }
 
 struct Packer<'a> {

@@ -1,5 +1,6 @@
 //! Every instruction set against the definition, on shapes that fit no vector.
 
+mod limits;
 mod models;
 
 use proptest::prelude::*;
@@ -39,6 +40,7 @@ struct Case {
     padding: [usize; 4],
     zero_points: [u8; 2],
     range: [u8; 2],
+    least: i8,
     seed: u64,
 }
 
@@ -54,10 +56,22 @@ fn cases() -> impl Strategy<Value = Case> {
         [0_usize..6, 0_usize..6, 0_usize..6, 0_usize..6],
         any::<[u8; 2]>(),
         any::<[u8; 2]>(),
+        prop_oneof![Just(-127), Just(-128)],
         any::<u64>(),
     )
         .prop_map(
-            |(shape, outputs, depthwise, kernel, stride, padding, zero_points, mut range, seed)| {
+            |(
+                shape,
+                outputs,
+                depthwise,
+                kernel,
+                stride,
+                padding,
+                zero_points,
+                mut range,
+                least,
+                seed,
+            )| {
                 range.sort_unstable();
                 let [kh, kw] = kernel;
                 let padding = [0, 1, 2, 3].map(|side| padding[side] % [kh, kw][side % 2]);
@@ -71,6 +85,7 @@ fn cases() -> impl Strategy<Value = Case> {
                     padding,
                     zero_points,
                     range,
+                    least,
                     seed,
                 }
             },
@@ -118,7 +133,7 @@ impl Case {
             window: self.window(),
             depthwise: self.depthwise,
             weight: (0..self.outputs * each)
-                .map(|_| noise.byte().cast_signed())
+                .map(|_| noise.byte().cast_signed().max(self.least))
                 .collect(),
             bias: (0..self.outputs)
                 .map(|_| noise.below(20_000) as i32 - 10_000)
@@ -170,7 +185,7 @@ fn levels_of(plan: Plan, kernels: &'static dyn Kernels, image: &[u8]) -> Vec<u8>
     let affine = plan.tensors[0].affine;
     let shape = plan.tensors[0].shape;
     let last = plan.tensors[plan.last.0];
-    let mut runner = Runner::new(Arc::new(Program::new(plan, kernels)));
+    let mut runner = Runner::new(Arc::new(Program::new(plan, kernels).unwrap()));
     let planar: Vec<f32> = (0..shape.values())
         .map(|i| affine.real(image[i % shape.pixels() * shape.channels + i / shape.pixels()]))
         .collect();

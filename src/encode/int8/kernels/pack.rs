@@ -4,7 +4,7 @@ use crate::encode::int8::memory::Bytes;
 use crate::encode::int8::plan::Conv;
 
 /// Weights of a dense convolution: panels of a few outputs each. A panel
-/// holds, for every four consecutive input bytes of a window (a quad), four
+/// holds, for every few consecutive input bytes of a window (a group), as many
 /// weights of each of its outputs.
 pub struct Matrix {
     panels: Vec<Panel>,
@@ -13,7 +13,10 @@ pub struct Matrix {
     multiplier: Vec<f32>,
     outputs: usize,
     segments: usize,
-    quads: usize,
+    groups: usize,
+    #[cfg(target_arch = "aarch64")]
+    least: i8,
+    layout: &'static Layout,
 }
 
 /// Outputs that are computed together. Slots beyond the last output hold zeros.
@@ -37,44 +40,55 @@ pub struct Layout {
     pub narrow: usize,
     /// Output within the panel of each slot, by slots of the panel.
     pub order: fn(slots: usize, slot: usize) -> usize,
-    /// Bytes that four weights take.
-    pub quad_bytes: usize,
-    /// Places the four weights of a slot in the bytes of a quad of the panel.
-    pub place: fn(quad: &mut [u8], slots: usize, slot: usize, weights: [i8; 4]),
+    /// Bytes of a group.
+    pub depth: usize,
+    /// Bytes that a weight takes: 1, or 2 where they are widened.
+    pub weight_bytes: usize,
+    /// What kernels take off a level before they multiply it: 0, or 128 where
+    /// they need it signed.
+    pub shift: u8,
+    /// Places the weights of a slot in the bytes of a group of the panel.
+    pub place: fn(group: &mut [u8], slots: usize, slot: usize, weights: &[i8]),
 }
 
-/// A [`Layout::place`]: four signed bytes for each slot.
-pub fn as_they_are(quad: &mut [u8], _slots: usize, slot: usize, weights: [i8; 4]) {
-    quad[4 * slot..][..4].copy_from_slice(&weights.map(i8::cast_unsigned));
+/// A [`Layout::place`]: the signed bytes of one slot after those of the other.
+pub fn as_they_are(group: &mut [u8], _slots: usize, slot: usize, weights: &[i8]) {
+    let bytes = group[weights.len() * slot..].iter_mut();
+    for (byte, weight) in bytes.zip(weights) {
+        *byte = weight.cast_unsigned();
+    }
 }
 
 impl Matrix {
     /// Packs `conv`, which reads `inputs` channels of this zero point.
-    pub fn pack(layout: &Layout, conv: &Conv, inputs: usize, zero_point: u8) -> Self {
+    pub fn pack(layout: &'static Layout, conv: &Conv, inputs: usize, zero_point: u8) -> Self {
         let outputs = conv.bias.len();
         let [segments, columns] = conv.window.kernel;
-        let quads = (columns * inputs).div_ceil(4);
+        let groups = (columns * inputs).div_ceil(layout.depth);
         let panels = panels(layout, outputs);
         let slots = panels.last().map_or(0, |last| last.before + last.slots);
         let mut matrix = Self {
             panels,
-            weights: Bytes::zeroed(slots * segments * quads * layout.quad_bytes),
+            weights: Bytes::zeroed(slots * segments * groups * layout.slot_bytes()),
             bias: vec![0; slots],
             multiplier: vec![0.0; slots],
             outputs,
             segments,
-            quads,
+            groups,
+            #[cfg(target_arch = "aarch64")]
+            least: conv.weight.iter().copied().min().unwrap_or(0),
+            layout,
         };
         for index in 0..matrix.panels.len() {
-            matrix.fill(layout, index, conv, inputs, zero_point);
+            matrix.fill(index, conv, inputs, zero_point);
         }
         matrix
     }
 
-    fn fill(&mut self, layout: &Layout, index: usize, conv: &Conv, inputs: usize, zero_point: u8) {
-        let (panel, quads) = (self.panels[index], self.quads);
-        let quad_len = panel.slots * layout.quad_bytes;
-        let start = panel.before * self.segments * self.quads * layout.quad_bytes;
+    fn fill(&mut self, index: usize, conv: &Conv, inputs: usize, zero_point: u8) {
+        let (panel, layout) = (self.panels[index], self.layout);
+        let segment = self.groups * layout.depth;
+        let start = panel.before * self.segments * self.groups * layout.slot_bytes();
         let bytes = &mut self.weights.as_mut_slice()[start..];
         for slot in 0..panel.slots {
             let output = (layout.order)(panel.slots, slot);
@@ -82,11 +96,12 @@ impl Matrix {
                 continue;
             }
             let output = panel.first + output;
-            self.bias[panel.before + slot] = folded_bias(conv, output, zero_point);
+            self.bias[panel.before + slot] = folded_bias(conv, output, zero_point, layout.shift);
             self.multiplier[panel.before + slot] = conv.multiplier[output];
-            let window = window(conv, inputs, output, quads);
-            for (bytes, &weights) in bytes.chunks_exact_mut(quad_len).zip(window.as_chunks().0) {
-                (layout.place)(bytes, panel.slots, slot, weights);
+            let window = window(conv, inputs, output, segment);
+            let groups = bytes.chunks_exact_mut(panel.slots * layout.slot_bytes());
+            for (group, weights) in groups.zip(window.chunks_exact(layout.depth)) {
+                (layout.place)(group, panel.slots, slot, weights);
             }
         }
     }
@@ -101,9 +116,20 @@ impl Matrix {
         self.segments
     }
 
-    /// Quads of a segment.
-    pub fn quads(&self) -> usize {
-        self.quads
+    /// Groups of a segment.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Bytes of a segment, the last group filled up.
+    pub fn segment_len(&self) -> usize {
+        self.groups * self.layout.depth
+    }
+
+    /// The least weight.
+    #[cfg(target_arch = "aarch64")]
+    pub fn least(&self) -> i8 {
+        self.least
     }
 
     /// The panels in the order of their outputs.
@@ -112,14 +138,21 @@ impl Matrix {
     }
 
     /// Weights, biases and multipliers of a panel.
-    pub fn panel(&self, panel: &Panel, quad_bytes: usize) -> (&[u8], &[i32], &[f32]) {
-        let quads = self.segments * self.quads * quad_bytes;
+    pub fn panel(&self, panel: &Panel) -> (&[u8], &[i32], &[f32]) {
+        let each = self.segments * self.groups * self.layout.slot_bytes();
         let slots = panel.before..panel.before + panel.slots;
         (
-            &self.weights.as_slice()[slots.start * quads..slots.end * quads],
+            &self.weights.as_slice()[slots.start * each..slots.end * each],
             &self.bias[slots.clone()],
             &self.multiplier[slots],
         )
+    }
+}
+
+impl Layout {
+    /// Bytes that the weights of a group take for one slot.
+    fn slot_bytes(&self) -> usize {
+        self.depth * self.weight_bytes
     }
 }
 
@@ -141,18 +174,18 @@ fn panels(layout: &Layout, outputs: usize) -> Vec<Panel> {
 }
 
 /// The weights of one output in the order of a window's bytes, each
-/// segment filled up to whole quads.
-fn window(conv: &Conv, inputs: usize, output: usize, quads: usize) -> Vec<i8> {
+/// segment filled up to `segment` of them.
+fn window(conv: &Conv, inputs: usize, output: usize, segment: usize) -> Vec<i8> {
     let [height, width] = conv.window.kernel;
     let taps = height * width;
-    let mut window = vec![0; height * quads * 4];
+    let mut window = vec![0; height * segment];
     for (channel, weights) in conv.weight[output * inputs * taps..][..inputs * taps]
         .chunks_exact(taps)
         .enumerate()
     {
         for row in 0..height {
             for column in 0..width {
-                let at = row * quads * 4 + column * inputs + channel;
+                let at = row * segment + column * inputs + channel;
                 window[at] = weights[row * width + column];
             }
         }
@@ -160,14 +193,15 @@ fn window(conv: &Conv, inputs: usize, output: usize, quads: usize) -> Vec<i8> {
     window
 }
 
-/// The bias with all that the zero point adds: `Σ w·(q − z)` is `Σ w·q − z·Σ w`.
-fn folded_bias(conv: &Conv, output: usize, zero_point: u8) -> i32 {
+/// The bias with all that the zero point adds: `Σ w·(q − z)` is
+/// `Σ w·(q − s) − (z − s)·Σ w`, where kernels take `s` off the levels.
+fn folded_bias(conv: &Conv, output: usize, zero_point: u8, shift: u8) -> i32 {
     let each = conv.weight.len() / conv.bias.len();
     let weights: i32 = conv.weight[output * each..][..each]
         .iter()
         .map(|&weight| i32::from(weight))
         .sum();
-    conv.bias[output] - i32::from(zero_point) * weights
+    conv.bias[output] - (i32::from(zero_point) - i32::from(shift)) * weights
 }
 
 /// Weights of a depthwise convolution, packed by the kernels that read them.
@@ -193,6 +227,8 @@ pub struct TapLayout {
     pub place: fn(kernel: [usize; 2], channel: usize, row: usize, column: usize) -> usize,
     /// Bytes of a weight: 1, or 2 where they are widened.
     pub weight_bytes: usize,
+    /// As [`Layout::shift`].
+    pub shift: u8,
     /// Slot, within the block, of the bias and multiplier of a channel.
     pub slot: fn(channel: usize) -> usize,
 }
@@ -213,7 +249,7 @@ impl Taps {
         for channel in 0..channels {
             let (block, within) = (channel / layout.block, channel % layout.block);
             let slot = block * layout.block + (layout.slot)(within);
-            taps.bias[slot] = folded_bias(conv, channel, zero_point);
+            taps.bias[slot] = folded_bias(conv, channel, zero_point, layout.shift);
             taps.multiplier[slot] = conv.multiplier[channel];
             let bytes = &mut taps.weights.as_mut_slice()[block * block_bytes..];
             for tap in 0..kernel[0] * kernel[1] {

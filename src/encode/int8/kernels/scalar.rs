@@ -9,12 +9,15 @@ use crate::encode::int8::plan::Conv;
 pub struct Scalar;
 
 const SLOTS: usize = 8;
+const DEPTH: usize = 4;
 
 static LAYOUT: Layout = Layout {
     slots: SLOTS,
     narrow: 0,
     order: |_, slot| slot,
-    quad_bytes: 4,
+    depth: DEPTH,
+    weight_bytes: 1,
+    shift: 0,
     place: as_they_are,
 };
 
@@ -23,6 +26,7 @@ static TAPS: TapLayout = TapLayout {
     block_bytes: |[height, width]| height * width,
     place: |[_, width], _, row, column| row * width + column,
     weight_bytes: 1,
+    shift: 0,
     slot: |channel| channel,
 };
 
@@ -42,7 +46,7 @@ impl Kernels for Scalar {
             let (row, column) = (pixel / windows.columns, pixel % windows.columns);
             let window = &dense.from[row * windows.row_step + column * windows.column_step..];
             for panel in matrix.panels() {
-                let (weights, bias, multiplier) = matrix.panel(panel, 4);
+                let (weights, bias, multiplier) = matrix.panel(panel);
                 let sums = products(window, windows.segment_step, matrix, weights, bias);
                 for slot in 0..panel.outputs {
                     to[panel.first + slot] = dense.requant.level(sums[slot], multiplier[slot]);
@@ -82,11 +86,11 @@ fn products(
 ) -> [i32; SLOTS] {
     let mut sums = [0; SLOTS];
     sums.copy_from_slice(bias);
-    let quads = weights.chunks_exact(4 * SLOTS).enumerate();
-    for (index, quad) in quads {
-        let (segment, at) = (index / matrix.quads(), index % matrix.quads());
-        let levels = &window[segment * segment_step + 4 * at..][..4];
-        for (sum, weights) in sums.iter_mut().zip(quad.chunks_exact(4)) {
+    let groups = weights.chunks_exact(DEPTH * SLOTS).enumerate();
+    for (index, group) in groups {
+        let (segment, at) = (index / matrix.groups(), index % matrix.groups());
+        let levels = &window[segment * segment_step + DEPTH * at..][..DEPTH];
+        for (sum, weights) in sums.iter_mut().zip(group.chunks_exact(DEPTH)) {
             for (level, weight) in levels.iter().zip(weights) {
                 *sum += i32::from(*level) * i32::from(weight.cast_signed());
             }

@@ -6,6 +6,7 @@
 use std::arch::x86_64::*;
 
 use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
+use crate::encode::int8::kernels::tiles::{Strip, Tile, for_each_tile};
 use crate::encode::int8::kernels::{
     Dense, Depthwise, Kernels, Matrix, Requant, Sum, Taps, elementwise,
 };
@@ -44,7 +45,9 @@ static LAYOUT_VNNI: Layout = Layout {
     slots: BLOCK,
     narrow: 0,
     order,
-    quad_bytes: 4,
+    depth: 4,
+    weight_bytes: 1,
+    shift: 0,
     place: as_they_are,
 };
 
@@ -53,11 +56,13 @@ static LAYOUT: Layout = Layout {
     slots: BLOCK,
     narrow: 0,
     order,
-    quad_bytes: 8,
-    place: |quad, slots, slot, weights| {
-        for (index, weight) in weights.into_iter().enumerate() {
+    depth: 4,
+    weight_bytes: 2,
+    shift: 0,
+    place: |group, slots, slot, weights| {
+        for (index, &weight) in weights.iter().enumerate() {
             let at = 4 * (index % 2 * slots + slot) + index / 2 * 2;
-            quad[at..at + 2].copy_from_slice(&i16::from(weight).to_le_bytes());
+            group[at..at + 2].copy_from_slice(&i16::from(weight).to_le_bytes());
         }
     },
 };
@@ -71,6 +76,7 @@ static TAPS: TapLayout = TapLayout {
         4 * (tap / 2 * BLOCK + slot(channel)) + tap % 2 * 2
     },
     weight_bytes: 2,
+    shift: 0,
     slot,
 };
 
@@ -103,33 +109,16 @@ impl Kernels for Avx2 {
     fn dense(&self, dense: &Dense<'_>, to: &mut [u8]) {
         dense.check(to);
         let pixels = if self.vnni { PIXELS_VNNI } else { PIXELS };
-        let quad_bytes = self.layout().quad_bytes;
-        let (windows, outputs) = (dense.windows, dense.matrix.outputs());
-        for panel in dense.matrix.panels() {
-            let (weights, bias, multiplier) = dense.matrix.panel(panel, quad_bytes);
-            let shared = Panel {
-                dense,
-                weights,
-                bias,
-                multiplier,
-                outputs: panel.outputs,
-            };
-            for row in 0..windows.rows {
-                for first in (0..windows.columns).step_by(pixels) {
-                    let pixels = pixels.min(windows.columns - first);
-                    let from = &dense.from[row * windows.row_step + first * windows.column_step..];
-                    let at = (row * windows.columns + first) * outputs + panel.first;
-                    // SAFETY: `self` proves the features; `check` has
-                    // measured the windows of these pixels.
-                    unsafe {
-                        match self.vnni {
-                            true => tile_vnni(pixels, &shared, from.as_ptr(), &mut to[at..]),
-                            false => tile(pixels, &shared, from.as_ptr(), &mut to[at..]),
-                        }
-                    }
+        for_each_tile(dense, to, pixels, |tile| {
+            // SAFETY: `self` proves the features; `check` has measured the
+            // windows of these pixels.
+            unsafe {
+                match self.vnni {
+                    true => compute_vnni(tile),
+                    false => compute(tile),
                 }
             }
-        }
+        });
     }
 
     fn pack_depthwise(&self, conv: &Conv, zero_point: u8) -> Taps {
@@ -164,65 +153,58 @@ impl Kernels for Avx2 {
     }
 }
 
-/// What is the same for all tiles of a panel.
-struct Panel<'a> {
-    dense: &'a Dense<'a>,
-    weights: &'a [u8],
-    bias: &'a [i32],
-    multiplier: &'a [f32],
-    outputs: usize,
-}
-
 /// Defines a tile of up to `$pixels` pixels by 16 outputs. Windows beyond the
 /// last pixel are read as the last one and thrown away.
 macro_rules! define_tile {
-    ($name:ident, $pixels:ident, $features:literal, $quad_bytes:literal, $multiply:ident) => {
+    ($name:ident, $pixels:ident, $features:literal, $slot_bytes:literal, $multiply:ident) => {
         /// # Safety
-        /// The windows of `pixels` pixels (at least 1) from `from` on may be read.
+        /// The windows of the tile's pixels may be read.
         #[target_feature(enable = $features)]
-        unsafe fn $name(pixels: usize, panel: &Panel<'_>, from: *const u8, to: &mut [u8]) {
-            let (windows, matrix) = (panel.dense.windows, panel.dense.matrix);
+        unsafe fn $name(tile: Tile<'_>) {
+            let Strip {
+                dense,
+                weights,
+                bias,
+                multiplier,
+                panel,
+            } = *tile.strip;
+            let (windows, matrix) = (dense.windows, dense.matrix);
             let offsets: [usize; $pixels] =
-                std::array::from_fn(|n| n.min(pixels - 1) * windows.column_step);
+                std::array::from_fn(|n| n.min(tile.pixels - 1) * windows.column_step);
             let mut sums = [[_mm256_setzero_si256(); 2]; $pixels];
-            // SAFETY: a panel has 16 biases, and `16 · $quad_bytes` bytes of
-            // weights for each quad; levels are those of the windows.
+            // SAFETY: a panel has 16 biases, and `16 · $slot_bytes` bytes of
+            // weights for each group; levels are those of the windows.
             unsafe {
-                let bias = [0, LANES]
-                    .map(|at| _mm256_loadu_si256(panel.bias[at..][..LANES].as_ptr().cast()));
+                let bias =
+                    [0, LANES].map(|at| _mm256_loadu_si256(bias[at..][..LANES].as_ptr().cast()));
                 sums.fill(bias);
-                let mut weights = panel.weights.as_ptr();
+                let mut weights = weights.as_ptr();
                 for segment in 0..matrix.segments() {
-                    let mut levels = from.add(segment * windows.segment_step);
-                    for _ in 0..matrix.quads() {
+                    let mut levels = tile.from.as_ptr().add(segment * windows.segment_step);
+                    for _ in 0..matrix.groups() {
                         for (sums, offset) in sums.iter_mut().zip(offsets) {
                             let quad = levels.add(offset).cast::<i32>().read_unaligned();
                             $multiply(sums, _mm256_set1_epi32(quad), weights);
                         }
                         levels = levels.add(4);
-                        weights = weights.add(BLOCK * $quad_bytes);
+                        weights = weights.add(BLOCK * $slot_bytes);
                     }
                 }
             }
             let multiplier = [0, LANES].map(|at| {
                 // SAFETY: a panel has 16 multipliers.
-                unsafe { _mm256_loadu_ps(panel.multiplier[at..][..LANES].as_ptr()) }
+                unsafe { _mm256_loadu_ps(multiplier[at..][..LANES].as_ptr()) }
             });
-            let pixels = to.chunks_mut(matrix.outputs()).zip(&sums).take(pixels);
-            for (to, sums) in pixels {
-                store(
-                    panel.dense.requant,
-                    sums,
-                    multiplier,
-                    &mut to[..panel.outputs],
-                );
+            let pixels = tile.to.chunks_mut(matrix.outputs()).zip(&sums);
+            for (to, sums) in pixels.take(tile.pixels) {
+                store(dense.requant, sums, multiplier, &mut to[..panel.outputs]);
             }
         }
     };
 }
 
-define_tile!(tile, PIXELS, "avx2", 8, multiply);
-define_tile!(tile_vnni, PIXELS_VNNI, "avx2,avxvnni", 4, multiply_vnni);
+define_tile!(compute, PIXELS, "avx2", 8, multiply);
+define_tile!(compute_vnni, PIXELS_VNNI, "avx2,avxvnni", 4, multiply_vnni);
 
 /// Adds a quad of levels times 16 outputs' weights.
 ///

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
+use crate::encode::int8::kernels::tiles::{Strip, Tile, for_each_tile};
 use crate::encode::int8::kernels::{
     Dense, Depthwise, Kernels, Matrix, Requant, Sum, Taps, elementwise,
 };
@@ -34,7 +35,9 @@ static LAYOUT: Layout = Layout {
     slots: 2 * LANES,
     narrow: LANES,
     order,
-    quad_bytes: 4,
+    depth: 4,
+    weight_bytes: 1,
+    shift: 0,
     place: as_they_are,
 };
 
@@ -51,6 +54,7 @@ static TAPS: TapLayout = TapLayout {
         ((row / 4 * width + column) * BLOCK + interleaved(channel)) * 4 + row % 4
     },
     weight_bytes: 1,
+    shift: 0,
     slot: interleaved,
 };
 
@@ -76,9 +80,16 @@ impl Kernels for Avx512 {
 
     fn dense(&self, dense: &Dense<'_>, to: &mut [u8]) {
         dense.check(to);
-        // SAFETY: `self` proves the features, `check` that all reads and
-        // writes lie within `dense.from` and `to`.
-        unsafe { product(dense, to) }
+        for_each_tile(dense, to, PIXELS, |tile| {
+            // SAFETY: `self` proves the features; `check` has measured the
+            // windows and outputs of these pixels.
+            unsafe {
+                match tile.strip.panel.slots {
+                    LANES => compute_narrow(tile),
+                    _ => compute_wide(tile),
+                }
+            }
+        });
     }
 
     fn pack_depthwise(&self, conv: &Conv, zero_point: u8) -> Taps {
@@ -119,121 +130,67 @@ impl Kernels for Avx512 {
     }
 }
 
-/// What is the same for all tiles of a panel.
-struct Panel<'a> {
-    weights: *const u8,
-    bias: &'a [i32],
-    multiplier: &'a [f32],
-    segments: usize,
-    quads: usize,
-    column_step: usize,
-    segment_step: usize,
-    /// Bytes from an output pixel to the next.
-    to_step: usize,
-    /// A bit for each output of the panel.
-    outputs: u32,
-    requant: Requant,
-}
-
-/// # Safety
-/// `dense.check(to)` has passed.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn product(dense: &Dense<'_>, to: &mut [u8]) {
-    let (windows, matrix) = (dense.windows, dense.matrix);
-    for panel in matrix.panels() {
-        let (weights, bias, multiplier) = matrix.panel(panel, LAYOUT.quad_bytes);
-        let shared = Panel {
-            weights: weights.as_ptr(),
-            bias,
-            multiplier,
-            segments: matrix.segments(),
-            quads: matrix.quads(),
-            column_step: windows.column_step,
-            segment_step: windows.segment_step,
-            to_step: matrix.outputs(),
-            outputs: u32::MAX >> (32 - panel.outputs),
-            requant: dense.requant,
-        };
-        for row in 0..windows.rows {
-            let tiles = windows.columns.div_ceil(PIXELS);
-            for tile in 0..tiles {
-                // Tiles of equal size, or one pixel apart.
-                let first = tile * windows.columns / tiles;
-                let pixels = (tile + 1) * windows.columns / tiles - first;
-                let from = row * windows.row_step + first * windows.column_step;
-                let at = (row * windows.columns + first) * matrix.outputs() + panel.first;
-                // SAFETY: both offsets lie within what `check` has measured.
-                unsafe {
-                    let (from, to) = (dense.from.as_ptr().add(from), to.as_mut_ptr().add(at));
-                    match panel.slots {
-                        LANES => narrow_tile(pixels, &shared, from, to),
-                        _ => wide_tile(pixels, &shared, from, to),
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// A tile of a number of pixels known only now.
 macro_rules! by_pixels {
     ($name:ident, $vectors:literal) => {
         /// # Safety
-        /// As [`tile`].
+        /// As [`compute`].
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn $name(pixels: usize, panel: &Panel<'_>, from: *const u8, to: *mut u8) {
+        unsafe fn $name(tile: Tile<'_>) {
             // SAFETY: the caller's.
             unsafe {
-                match pixels {
-                    1 => tile::<1, $vectors>(panel, from, to),
-                    2 => tile::<2, $vectors>(panel, from, to),
-                    3 => tile::<3, $vectors>(panel, from, to),
-                    4 => tile::<4, $vectors>(panel, from, to),
-                    5 => tile::<5, $vectors>(panel, from, to),
-                    6 => tile::<6, $vectors>(panel, from, to),
-                    7 => tile::<7, $vectors>(panel, from, to),
-                    8 => tile::<8, $vectors>(panel, from, to),
-                    9 => tile::<9, $vectors>(panel, from, to),
-                    10 => tile::<10, $vectors>(panel, from, to),
-                    11 => tile::<11, $vectors>(panel, from, to),
-                    _ => tile::<12, $vectors>(panel, from, to),
+                match tile.pixels {
+                    1 => compute::<1, $vectors>(tile),
+                    2 => compute::<2, $vectors>(tile),
+                    3 => compute::<3, $vectors>(tile),
+                    4 => compute::<4, $vectors>(tile),
+                    5 => compute::<5, $vectors>(tile),
+                    6 => compute::<6, $vectors>(tile),
+                    7 => compute::<7, $vectors>(tile),
+                    8 => compute::<8, $vectors>(tile),
+                    9 => compute::<9, $vectors>(tile),
+                    10 => compute::<10, $vectors>(tile),
+                    11 => compute::<11, $vectors>(tile),
+                    _ => compute::<12, $vectors>(tile),
                 }
             }
         }
     };
 }
 
-by_pixels!(narrow_tile, 1);
-by_pixels!(wide_tile, 2);
+by_pixels!(compute_narrow, 1);
+by_pixels!(compute_wide, 2);
 
 /// `N` pixels by `V` vectors of outputs, from windows to levels.
 ///
 /// # Safety
-/// The windows of `N` pixels from `from` on, and the panel's outputs of `N`
-/// pixels from `to` on, lie within their slices; the panel has `16·V` slots.
+/// The tile has `N` pixels, whose windows may be read and whose outputs
+/// written; the panel has `16·V` slots.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile<const N: usize, const V: usize>(panel: &Panel<'_>, from: *const u8, to: *mut u8) {
+unsafe fn compute<const N: usize, const V: usize>(tile: Tile<'_>) {
+    let strip = tile.strip;
+    let (windows, matrix) = (strip.dense.windows, strip.dense.matrix);
     let mut sums = [[_mm512_setzero_si512(); V]; N];
-    // SAFETY: the panel has 16·V biases, and 64·V weights for each quad; the
+    // SAFETY: the panel has 16·V biases, and 64·V weights for each group; the
     // reads of levels are those of the windows.
     unsafe {
         for v in 0..V {
-            let bias = _mm512_loadu_si512(panel.bias.as_ptr().add(LANES * v).cast());
+            let bias = _mm512_loadu_si512(strip.bias.as_ptr().add(LANES * v).cast());
             for sums in &mut sums {
                 sums[v] = bias;
             }
         }
-        let mut weights = panel.weights;
-        for segment in 0..panel.segments {
-            let mut levels = from.add(segment * panel.segment_step);
-            for _ in 0..panel.quads {
+        let mut weights = strip.weights.as_ptr();
+        for segment in 0..matrix.segments() {
+            let mut levels = tile.from.as_ptr().add(segment * windows.segment_step);
+            for _ in 0..matrix.groups() {
                 let mut w = [_mm512_setzero_si512(); V];
                 for (v, w) in w.iter_mut().enumerate() {
                     *w = _mm512_load_si512(weights.add(64 * v).cast());
                 }
                 for (n, sums) in sums.iter_mut().enumerate() {
                     let quad = levels
-                        .add(n * panel.column_step)
+                        .add(n * windows.column_step)
                         .cast::<i32>()
                         .read_unaligned();
                     let quad = _mm512_set1_epi32(quad);
@@ -247,10 +204,11 @@ unsafe fn tile<const N: usize, const V: usize>(panel: &Panel<'_>, from: *const u
         }
         let mut multiplier = [_mm512_setzero_ps(); V];
         for (v, multiplier) in multiplier.iter_mut().enumerate() {
-            *multiplier = _mm512_loadu_ps(panel.multiplier.as_ptr().add(LANES * v));
+            *multiplier = _mm512_loadu_ps(strip.multiplier.as_ptr().add(LANES * v));
         }
         for (n, sums) in sums.iter().enumerate() {
-            store_pixel(panel, sums, &multiplier, to.add(n * panel.to_step));
+            let to = tile.to.as_mut_ptr().add(n * matrix.outputs());
+            store_pixel(strip, sums, &multiplier, to);
         }
     }
 }
@@ -262,7 +220,7 @@ unsafe fn tile<const N: usize, const V: usize>(panel: &Panel<'_>, from: *const u
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn store_pixel<const V: usize>(
-    panel: &Panel<'_>,
+    strip: &Strip<'_>,
     sums: &[__m512i; V],
     multiplier: &[__m512; V],
     to: *mut u8,
@@ -273,13 +231,14 @@ unsafe fn store_pixel<const V: usize>(
     } else {
         first
     };
+    let outputs = u32::MAX >> (32 - strip.panel.outputs);
     // Sixteen bits of each: in order for two vectors, twice the same for one.
-    let levels = saturated(_mm512_packs_epi32(first, second), panel.requant);
+    let levels = saturated(_mm512_packs_epi32(first, second), strip.dense.requant);
     // SAFETY: the mask has a bit for each of the panel's outputs and no other.
     unsafe {
         if V == 2 {
             let bytes = _mm512_cvtepi16_epi8(levels);
-            match panel.outputs {
+            match outputs {
                 u32::MAX => _mm256_storeu_si256(to.cast(), bytes),
                 outputs => _mm256_mask_storeu_epi8(to.cast(), outputs, bytes),
             }
@@ -287,7 +246,7 @@ unsafe fn store_pixel<const V: usize>(
             let in_order =
                 _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6), levels);
             let bytes = _mm256_cvtepi16_epi8(_mm512_castsi512_si256(in_order));
-            match panel.outputs {
+            match outputs {
                 0xFFFF => _mm_storeu_si128(to.cast(), bytes),
                 outputs => _mm_mask_storeu_epi8(to.cast(), outputs as u16, bytes),
             }

@@ -1,16 +1,29 @@
-//! One estimate as JSON.
+//! One estimate as JSON, the same for every command and every sink.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jiff::{Timestamp, Unit};
-use numclip::bundle::Bundle;
-use numclip::frame::Frame;
-#[cfg(feature = "live")]
-use numclip::live::Reading;
-use numclip::pipeline::Timed;
 use serde::Serialize;
 
+use crate::bundle::Bundle;
+#[cfg(feature = "live")]
+use crate::live::Reading;
+use crate::pipeline::Timed;
+
 /// An estimate with where, when and by what it was made.
+///
+/// ```json
+/// {"source":"…","frame":12,"time":"2026-05-01T09:30:00.123Z","value":34.2,"unit":"years",
+///  "interval":[29.8,39.1],"smoothed":{"value":34.0,"interval":[30.1,38.0]},
+///  "subject":{"id":7,"region":[120,40,200,200]},
+///  "bin":{"index":2,"label":"young adult","probability":0.81},"probabilities":[…],
+///  "label":34.0,
+///  "latency_ms":{"decode":0.9,"preprocess":0.6,"encode":1.8,"estimate":0.01,"total":3.4},
+///  "model":{"name":"age","version":"1.2.0","sha256":"…"}}
+/// ```
+///
+/// `interval`, `smoothed`, `subject`, `label` (the true value) and
+/// `latency_ms.total` are left out where there is none.
 #[derive(Serialize)]
 pub struct Record<'a> {
     source: &'a str,
@@ -79,14 +92,16 @@ struct ModelRecord<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// The record of `timed`, the estimate for one picture of `source`.
+    /// The record of `timed`, the estimate for one picture of `source` taken
+    /// at `time`; `label` is what it truly shows, `decode` how long it took to
+    /// read.
     pub fn new(
         bundle: &'a Bundle,
         source: &'a str,
         label: Option<f32>,
         decode: Duration,
         timed: &'a Timed,
-        time: Timestamp,
+        time: SystemTime,
     ) -> Self {
         let (manifest, estimate) = (bundle.manifest(), &timed.estimate);
         Self {
@@ -120,32 +135,37 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The same for `reading`, an estimate from a running camera.
+    /// The record of a `reading` from `source`, a running camera.
     #[cfg(feature = "live")]
-    pub fn live(mut self, reading: &Reading) -> Self {
-        self.frame = reading.frame;
-        self.latency_ms.total = Some(milliseconds(reading.latency));
-        self.smoothed = reading.smoothed.map(|smoothed| SmoothedRecord {
+    pub fn live(source: &'a str, reading: &'a Reading) -> Self {
+        let source = reading.name.as_deref().unwrap_or(source);
+        let (bundle, timed) = (&reading.bundle, &reading.timed);
+        let mut record = Self::new(
+            bundle,
+            source,
+            reading.truth,
+            reading.decode,
+            timed,
+            reading.time,
+        );
+        record.frame = reading.frame;
+        record.latency_ms.total = Some(milliseconds(reading.latency));
+        record.smoothed = reading.smoothed.map(|smoothed| SmoothedRecord {
             value: smoothed.value,
             interval: smoothed.interval,
         });
-        self.subject = reading.subject.map(|subject| SubjectRecord {
+        record.subject = reading.subject.map(|subject| SubjectRecord {
             id: subject.id,
             region: subject.region,
         });
-        self
+        record
     }
 }
 
-/// When `frame` was taken, as far as its source knows, or now.
-pub fn time_of(frame: &Frame) -> Timestamp {
-    frame
-        .time
-        .and_then(|time| Timestamp::try_from(time).ok())
-        .unwrap_or_else(Timestamp::now)
-}
-
-fn rfc3339(time: Timestamp) -> String {
+/// `time` in UTC as RFC 3339 has it, to the millisecond. A clock that is set
+/// beyond the years that can be written gives that of 1970.
+pub fn rfc3339(time: SystemTime) -> String {
+    let time = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
     time.round(Unit::Millisecond).unwrap_or(time).to_string()
 }
 

@@ -1,0 +1,351 @@
+//! NEON with dot products (Cortex-A55, A76 and later): one instruction
+//! multiplies and adds 16 pairs of signed bytes.
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+use super::neon;
+use super::store::{LANES, store};
+use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
+use crate::encode::int8::kernels::tiles::{Tile, for_each_tile};
+use crate::encode::int8::kernels::{Dense, Depthwise, Kernels, Matrix, Taps};
+use crate::encode::int8::plan::Conv;
+
+/// Proof that the processor has dot products: only [`Dotprod::detect`] makes one.
+pub struct Dotprod(());
+
+static DOTPROD: Dotprod = Dotprod(());
+
+/// Output pixels of a tile: with four vectors each, half of 32 registers.
+const PIXELS: usize = 4;
+/// Channels of a depthwise block.
+const BLOCK: usize = 16;
+/// Output pixels of a depthwise tile.
+const COLUMNS: usize = 2;
+/// Turns an unsigned level into a signed one, 128 less.
+const SIGN: u8 = 0x80;
+
+static LAYOUT: Layout = Layout {
+    slots: 4 * LANES,
+    narrow: 2 * LANES,
+    order: |_, slot| slot,
+    depth: 4,
+    weight_bytes: 1,
+    shift: SIGN,
+    place: as_they_are,
+};
+
+/// Weights of a kernel of 3 by 3: for each column and channel, its three rows
+/// and a zero.
+static TAPS: TapLayout = TapLayout {
+    block: BLOCK,
+    block_bytes: |[_, width]| width * 4 * BLOCK,
+    place: |_, channel, row, column| 4 * (column * BLOCK + channel) + row,
+    weight_bytes: 1,
+    shift: SIGN,
+    slot: |channel| channel,
+};
+
+impl Dotprod {
+    /// The token, where the processor has the instructions.
+    pub fn detect() -> Option<&'static Self> {
+        let has = std::arch::is_aarch64_feature_detected!("neon")
+            && std::arch::is_aarch64_feature_detected!("dotprod");
+        has.then_some(&DOTPROD)
+    }
+}
+
+impl Kernels for Dotprod {
+    fn name(&self) -> &'static str {
+        "neon-dotprod"
+    }
+
+    fn pack_dense(&self, conv: &Conv, inputs: usize, zero_point: u8) -> Matrix {
+        Matrix::pack(&LAYOUT, conv, inputs, zero_point)
+    }
+
+    fn dense(&self, dense: &Dense<'_>, to: &mut [u8]) {
+        dense.check(to);
+        for_each_tile(dense, to, PIXELS, |tile| {
+            // SAFETY: `self` proves the features; `check` has measured the
+            // windows of these pixels.
+            unsafe { by_size(tile) }
+        });
+    }
+
+    fn pack_depthwise(&self, conv: &Conv, zero_point: u8) -> Taps {
+        pack_depthwise(conv, zero_point)
+    }
+
+    fn depthwise(&self, call: &Depthwise<'_>, to: &mut [u8]) {
+        call.check(to);
+        // SAFETY: `self` proves the features, `check` measures.
+        unsafe { depthwise(call, to) }
+    }
+}
+
+/// # Safety
+/// As [`compute`].
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn by_size(tile: Tile<'_>) {
+    // SAFETY: the caller's.
+    unsafe {
+        match (tile.strip.panel.slots / LANES, tile.pixels) {
+            (2, 1) => compute::<1, 2>(tile),
+            (2, 2) => compute::<2, 2>(tile),
+            (2, 3) => compute::<3, 2>(tile),
+            (2, _) => compute::<4, 2>(tile),
+            (_, 1) => compute::<1, 4>(tile),
+            (_, 2) => compute::<2, 4>(tile),
+            (_, 3) => compute::<3, 4>(tile),
+            _ => compute::<4, 4>(tile),
+        }
+    }
+}
+
+/// `N` pixels by `V` vectors of outputs, from windows to levels.
+///
+/// # Safety
+/// The tile has `N` pixels, whose windows may be read; the panel has `4·V` slots.
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn compute<const N: usize, const V: usize>(tile: Tile<'_>) {
+    let strip = tile.strip;
+    let (windows, matrix) = (strip.dense.windows, strip.dense.matrix);
+    let mut sums = [[vdupq_n_s32(0); V]; N];
+    let sign = vdupq_n_u8(SIGN);
+    // SAFETY: the panel has 4·V biases and multipliers, and 16·V weights for
+    // each group; the reads of levels are those of the windows.
+    unsafe {
+        for v in 0..V {
+            let bias = vld1q_s32(strip.bias.as_ptr().add(LANES * v));
+            sums.iter_mut().for_each(|sums| sums[v] = bias);
+        }
+        let mut weights: *const i8 = strip.weights.as_ptr().cast();
+        for segment in 0..matrix.segments() {
+            let mut from = tile.from.as_ptr().add(segment * windows.segment_step);
+            let mut levels = [vdupq_n_s8(0); N];
+            for _ in 0..matrix.groups() / 4 {
+                for (n, levels) in levels.iter_mut().enumerate() {
+                    let unsigned = vld1q_u8(from.add(n * windows.column_step));
+                    *levels = vreinterpretq_s8_u8(veorq_u8(unsigned, sign));
+                }
+                multiply::<N, V, 0>(&mut sums, levels, weights);
+                multiply::<N, V, 1>(&mut sums, levels, weights.add(16 * V));
+                multiply::<N, V, 2>(&mut sums, levels, weights.add(32 * V));
+                multiply::<N, V, 3>(&mut sums, levels, weights.add(48 * V));
+                weights = weights.add(64 * V);
+                from = from.add(16);
+            }
+            for _ in 0..matrix.groups() % 4 {
+                for (n, levels) in levels.iter_mut().enumerate() {
+                    let quad = from.add(n * windows.column_step).cast::<u32>();
+                    let quad = vreinterpretq_u8_u32(vdupq_n_u32(quad.read_unaligned()));
+                    *levels = vreinterpretq_s8_u8(veorq_u8(quad, sign));
+                }
+                multiply::<N, V, 0>(&mut sums, levels, weights);
+                weights = weights.add(16 * V);
+                from = from.add(4);
+            }
+        }
+        let pixels = tile.to.chunks_mut(matrix.outputs()).zip(&sums);
+        for (to, sums) in pixels {
+            let to = &mut to[..strip.panel.outputs];
+            store(strip.dense.requant, sums, strip.multiplier.as_ptr(), to);
+        }
+    }
+}
+
+/// Adds the levels of group `GROUP` of each pixel times the group's weights.
+///
+/// # Safety
+/// `16·V` weights may be read.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn multiply<const N: usize, const V: usize, const GROUP: usize>(
+    sums: &mut [[int32x4_t; V]; N],
+    levels: [int8x16_t; N],
+    weights: *const i8,
+) {
+    for v in 0..V {
+        // SAFETY: the caller's.
+        let weights = unsafe { vld1q_s8(weights.add(16 * v)) };
+        for (sums, levels) in sums.iter_mut().zip(levels) {
+            sums[v] = dot_lane::<GROUP>(sums[v], weights, levels);
+        }
+    }
+}
+
+/// Adds to each sum four of `a` times the four of `b` at `LANE`; `vdotq_laneq_s32`
+/// where that is stable.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn dot_lane<const LANE: usize>(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: an instruction on registers that the features grant.
+    unsafe {
+        asm!(
+            "sdot {sums:v}.4s, {a:v}.16b, {b:v}.4b[{lane}]",
+            sums = inout(vreg) sums, a = in(vreg) a, b = in(vreg) b, lane = const LANE,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// Adds to each sum four of `a` times four of `b`; `vdotq_s32` where that is stable.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn dot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: an instruction on registers that the features grant.
+    unsafe {
+        asm!(
+            "sdot {sums:v}.4s, {a:v}.16b, {b:v}.16b",
+            sums = inout(vreg) sums, a = in(vreg) a, b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// Packs for [`depthwise`].
+pub fn pack_depthwise(conv: &Conv, zero_point: u8) -> Taps {
+    match conv.window.kernel {
+        [3, 3] => Taps::pack(&TAPS, conv, zero_point),
+        _ => neon::pack_depthwise(conv, zero_point),
+    }
+}
+
+/// A depthwise convolution whose weights [`pack_depthwise`] has packed.
+///
+/// # Safety
+/// `call.check(to)` has passed.
+#[target_feature(enable = "neon,dotprod")]
+pub unsafe fn depthwise(call: &Depthwise<'_>, to: &mut [u8]) {
+    // SAFETY: the caller's.
+    unsafe {
+        match call.window.kernel {
+            [3, 3] => depthwise_of_three(call, to),
+            _ => neon::depthwise(call, to),
+        }
+    }
+}
+
+/// 16 channels of a depthwise convolution.
+struct Lane<'a> {
+    depthwise: &'a Depthwise<'a>,
+    /// Channels, fewer than 16 in the last block of some.
+    channels: std::ops::Range<usize>,
+    /// For each kernel column, four vectors of four channels.
+    weights: [[int8x16_t; 4]; 3],
+    bias: [int32x4_t; 4],
+    multiplier: &'a [f32],
+}
+
+/// # Safety
+/// `depthwise.check(to)` has passed, and the kernel is 3 by 3.
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn depthwise_of_three(depthwise: &Depthwise<'_>, to: &mut [u8]) {
+    let channels = depthwise.shape.channels;
+    for first in (0..channels).step_by(BLOCK) {
+        let lane = lane(depthwise, first);
+        let rows = to.chunks_exact_mut(depthwise.columns * channels);
+        for (y, to) in depthwise.rows.clone().zip(rows) {
+            // SAFETY: the lane has a block of multipliers.
+            unsafe {
+                match (depthwise.columns, depthwise.window.stride[1]) {
+                    (COLUMNS.., 1) => row::<COLUMNS, 1>(&lane, y, to),
+                    (COLUMNS.., 2) => row::<COLUMNS, 2>(&lane, y, to),
+                    _ => row::<1, 0>(&lane, y, to),
+                }
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn lane<'a>(depthwise: &'a Depthwise<'a>, first: usize) -> Lane<'a> {
+    let (taps, channels) = (depthwise.taps, depthwise.shape.channels);
+    let block = &taps.weights.as_slice()[first * 3 * 4..][..3 * 4 * BLOCK];
+    // SAFETY: each slice has sixteen bytes, or four values.
+    unsafe {
+        Lane {
+            depthwise,
+            channels: first..(first + BLOCK).min(channels),
+            weights: [0, 1, 2].map(|kx| {
+                [0, 1, 2, 3].map(|q| vld1q_s8(block[64 * kx + 16 * q..][..16].as_ptr().cast()))
+            }),
+            bias: [0, 1, 2, 3].map(|q| vld1q_s32(taps.bias[first + LANES * q..][..LANES].as_ptr())),
+            multiplier: &taps.multiplier[first..][..BLOCK],
+        }
+    }
+}
+
+/// One output row, `N` pixels at a time: a column of the input is interleaved
+/// once and multiplied for all that see it. The last pixels overlap those
+/// before. A single pixel may have any stride.
+///
+/// # Safety
+/// `lane` is a whole block, and the row has at least `N` pixels.
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn row<const N: usize, const STRIDE: usize>(lane: &Lane<'_>, y: usize, to: &mut [u8]) {
+    let depthwise = lane.depthwise;
+    let rows = [0, 1, 2].map(|ky| depthwise.row(y, ky));
+    let stride = depthwise.window.stride[1];
+    for tile in 0..depthwise.columns.div_ceil(N) {
+        let first = (tile * N).min(depthwise.columns - N);
+        let mut sums = [lane.bias; N];
+        for column in 0..(N - 1) * STRIDE + 3 {
+            let at = (first * stride + column).wrapping_sub(depthwise.window.padding[1]);
+            let levels = interleaved(lane, &rows, at);
+            for (n, sums) in sums.iter_mut().enumerate() {
+                if let Some(weights) = lane.weights.get(column.wrapping_sub(n * STRIDE)) {
+                    for q in 0..4 {
+                        sums[q] = dot(sums[q], levels[q], weights[q]);
+                    }
+                }
+            }
+        }
+        for (n, sums) in sums.iter().enumerate() {
+            let to = &mut to[(first + n) * depthwise.shape.channels..][lane.channels.clone()];
+            // SAFETY: the lane has a block of multipliers.
+            unsafe { store(depthwise.requant, sums, lane.multiplier.as_ptr(), to) };
+        }
+    }
+}
+
+/// One column of three rows, channel by channel, less 128; the fourth row has
+/// weights of zero. Outside the input, the zero point.
+#[inline]
+#[target_feature(enable = "neon")]
+fn interleaved(lane: &Lane<'_>, rows: &[&[u8]; 3], x: usize) -> [int8x16_t; 4] {
+    let shape = lane.depthwise.shape;
+    if x >= shape.width {
+        return [vdupq_n_s8((lane.depthwise.outside[0] ^ SIGN).cast_signed()); 4];
+    }
+    let sign = vdupq_n_u8(SIGN);
+    let [a, b, c] = rows.map(|row| {
+        let pixel = &row[x * shape.channels..][lane.channels.clone()];
+        veorq_u8(sixteen(pixel), sign)
+    });
+    let upper = [vzip1q_u8(a, b), vzip2q_u8(a, b)].map(|rows| vreinterpretq_u16_u8(rows));
+    let lower = [vzip1q_u8(c, c), vzip2q_u8(c, c)].map(|rows| vreinterpretq_u16_u8(rows));
+    [
+        vzip1q_u16(upper[0], lower[0]),
+        vzip2q_u16(upper[0], lower[0]),
+        vzip1q_u16(upper[1], lower[1]),
+        vzip2q_u16(upper[1], lower[1]),
+    ]
+    .map(|levels| vreinterpretq_s8_u16(levels))
+}
+
+/// At most 16 levels, the rest zeros.
+#[inline]
+#[target_feature(enable = "neon")]
+fn sixteen(levels: &[u8]) -> uint8x16_t {
+    let mut few = [0; BLOCK];
+    let levels = <&[u8; BLOCK]>::try_from(levels).unwrap_or_else(|_| {
+        few[..levels.len()].copy_from_slice(levels);
+        &few
+    });
+    // SAFETY: the array has sixteen bytes.
+    unsafe { vld1q_u8(levels.as_ptr()) }
+}

@@ -1,0 +1,55 @@
+//! From sums to levels.
+
+use std::arch::aarch64::*;
+
+use crate::encode::int8::kernels::Requant;
+
+/// Sums of a vector.
+pub const LANES: usize = 4;
+
+/// The levels of up to `4·V` sums, in order: `to` says how many.
+///
+/// # Safety
+/// `4·V` multipliers may be read, `V` is even.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn store<const V: usize>(
+    requant: Requant,
+    sums: &[int32x4_t; V],
+    multiplier: *const f32,
+    to: &mut [u8],
+) {
+    for (pair, to) in to.chunks_mut(2 * LANES).enumerate().take(V / 2) {
+        let rounded = [0, 1].map(|half| {
+            let vector = 2 * pair + half;
+            // SAFETY: the caller's.
+            let multiplier = unsafe { vld1q_f32(multiplier.add(LANES * vector)) };
+            vcvtnq_s32_f32(vmulq_f32(vcvtq_f32_s32(sums[vector]), multiplier))
+        });
+        let levels = levels(requant, rounded);
+        match <&mut [u8; 2 * LANES]>::try_from(&mut *to) {
+            // SAFETY: eight bytes.
+            Ok(to) => unsafe { vst1_u8(to.as_mut_ptr(), levels) },
+            Err(_) => store_some(levels, to),
+        }
+    }
+}
+
+/// Zero point added and range applied, on saturated values of 16 bits.
+#[inline]
+#[target_feature(enable = "neon")]
+fn levels(requant: Requant, [low, high]: [int32x4_t; 2]) -> uint8x8_t {
+    let values = vcombine_s16(vqmovn_s32(low), vqmovn_s32(high));
+    let levels = vqaddq_s16(values, vdupq_n_s16(requant.zero_point.into()));
+    let [low, high] = requant.range.map(|level| vdupq_n_s16(level.into()));
+    vqmovun_s16(vminq_s16(vmaxq_s16(levels, low), high))
+}
+
+/// The first levels, fewer than eight.
+#[target_feature(enable = "neon")]
+fn store_some(levels: uint8x8_t, to: &mut [u8]) {
+    let mut eight = [0; 2 * LANES];
+    // SAFETY: the array has eight bytes.
+    unsafe { vst1_u8(eight.as_mut_ptr(), levels) };
+    to.copy_from_slice(&eight[..to.len()]);
+}
