@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::bundle::Bundle;
 use crate::encode::{self, EncodeError, Engine, Loaded, Session};
-use crate::estimate::Estimate;
+use crate::estimate::{Estimate, Scratch};
 use crate::frame::Frame;
 use crate::preprocess::Preprocessor;
 use crate::view::View;
@@ -22,6 +22,7 @@ pub struct Worker<'a> {
     session: Box<dyn Session>,
     preprocessor: Preprocessor,
     tensor: Vec<f32>,
+    scratch: Scratch,
 }
 
 /// An estimate and how long each stage took.
@@ -81,6 +82,7 @@ impl Pipeline {
             session: self.loaded.model.session()?,
             preprocessor: Preprocessor::default(),
             tensor: vec![0.0; self.bundle.manifest().preprocess.pixel_len()],
+            scratch: Scratch::default(),
         })
     }
 }
@@ -124,7 +126,8 @@ impl Worker<'_> {
         let preprocessed = Instant::now();
         let embedding = self.encode()?;
         let encoded = Instant::now();
-        let estimate = self.bundle.estimator().estimate(&embedding);
+        let estimator = self.bundle.estimator();
+        let estimate = estimator.estimate_with(&embedding, &mut self.scratch);
         Ok(Timed {
             estimate,
             preprocess: preprocessed - start,
