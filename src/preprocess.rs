@@ -226,7 +226,8 @@ impl Plan {
 }
 
 impl Channels {
-    fn source(self, channel: usize) -> usize {
+    /// The channel of a picture, red first, that becomes this channel of the tensor.
+    pub fn source(self, channel: usize) -> usize {
         match self {
             Self::Rgb => channel,
             Self::Bgr => 2 - channel,
@@ -262,6 +263,11 @@ impl Preprocessor {
         let placement = plan.placement(frame.width(), frame.height());
         self.resize(plan, frame, &placement);
         self.place(plan, &placement);
+        &self.fitted
+    }
+
+    /// The picture last fitted; empty before the first.
+    pub fn fitted(&self) -> &[u8] {
         &self.fitted
     }
 

@@ -16,6 +16,8 @@ mod x86;
 
 pub use pack::{Matrix, Taps};
 
+use std::ops::Range;
+
 use super::plan::{Add, Conv, Shape, Window};
 
 /// Kernels of one instruction set; they exist only where it does.
@@ -99,6 +101,7 @@ pub struct Windows {
 }
 
 /// A convolution of each channel on its own.
+#[derive(Clone)]
 pub struct Depthwise<'a> {
     /// Levels of the whole input: `[height, width, channels]`.
     pub from: &'a [u8],
@@ -107,7 +110,7 @@ pub struct Depthwise<'a> {
     /// Where the kernel is laid.
     pub window: Window,
     /// Output rows to compute.
-    pub rows: std::ops::Range<usize>,
+    pub rows: Range<usize>,
     /// Pixels of an output row.
     pub columns: usize,
     /// Stands for a row outside the input: `width · channels` times its zero point.
@@ -146,7 +149,39 @@ impl Requant {
     }
 }
 
-impl Dense<'_> {
+impl<'a> Dense<'a> {
+    /// Multiply-accumulates.
+    pub fn macs(&self) -> usize {
+        let outputs = self.windows.rows * self.windows.columns * self.matrix.outputs();
+        outputs * self.matrix.segments() * self.matrix.segment_len()
+    }
+
+    /// Bands that can be computed apart: rows, or where the whole is one row,
+    /// its columns.
+    pub fn bands(&self) -> usize {
+        match self.windows.rows {
+            1 => self.windows.columns,
+            rows => rows,
+        }
+    }
+
+    /// The part of these bands.
+    pub fn part(&self, bands: Range<usize>) -> Self {
+        let (mut windows, step) = match self.windows {
+            windows if windows.rows == 1 => (windows, windows.column_step),
+            windows => (windows, windows.row_step),
+        };
+        match windows.rows {
+            1 => windows.columns = bands.len(),
+            _ => windows.rows = bands.len(),
+        }
+        Self {
+            from: &self.from[bands.start * step..],
+            windows,
+            ..*self
+        }
+    }
+
     /// Checks what unsafe code relies on: every window lies within the bytes,
     /// the whole groups at their ends too, and the output has its length.
     fn check(&self, to: &[u8]) {

@@ -143,7 +143,7 @@ unsafe fn compute<const N: usize, const V: usize, const PAIRS: bool>(tile: Tile<
                     *levels = veorq_u8(vld1q_u8(from.add(n * windows.column_step)), sign);
                 }
                 for spread in spreads {
-                    multiply::<N, V, PAIRS>(&mut sums, levels, spread, weights);
+                    multiply::<N, V, PAIRS>(&mut sums, &levels, spread, weights);
                     weights = weights.add(16 * V);
                 }
                 from = from.add(16);
@@ -154,7 +154,7 @@ unsafe fn compute<const N: usize, const V: usize, const PAIRS: bool>(tile: Tile<
                     let quad = vdupq_n_u32(quad.read_unaligned());
                     *levels = veorq_u8(vreinterpretq_u8_u32(quad), sign);
                 }
-                multiply::<N, V, PAIRS>(&mut sums, levels, spread, weights);
+                multiply::<N, V, PAIRS>(&mut sums, &levels, spread, weights);
                 weights = weights.add(16 * V);
                 from = from.add(4);
             }
@@ -176,19 +176,22 @@ unsafe fn compute<const N: usize, const V: usize, const PAIRS: bool>(tile: Tile<
 #[target_feature(enable = "neon")]
 unsafe fn multiply<const N: usize, const V: usize, const PAIRS: bool>(
     sums: &mut [[int32x4_t; V]; N],
-    levels: [uint8x16_t; N],
+    levels: &[uint8x16_t; N],
     spread: uint8x16_t,
     weights: *const i8,
 ) {
-    let levels = levels.map(|levels| vreinterpretq_s8_u8(vqtbl1q_u8(levels, spread)));
+    let mut pairs = [vdupq_n_s8(0); N];
+    for (pairs, levels) in pairs.iter_mut().zip(levels) {
+        *pairs = vreinterpretq_s8_u8(vqtbl1q_u8(*levels, spread));
+    }
     for v in 0..V {
         // SAFETY: the caller's.
         let weights = unsafe { vld1q_s8(weights.add(16 * v)) };
-        for (sums, levels) in sums.iter_mut().zip(levels) {
-            let first = vmull_s8(vget_low_s8(weights), vget_low_s8(levels));
+        for (sums, pairs) in sums.iter_mut().zip(&pairs) {
+            let first = vmull_s8(vget_low_s8(weights), vget_low_s8(*pairs));
             sums[v] = match PAIRS {
-                true => vpadalq_s16(sums[v], vmlal_high_s8(first, weights, levels)),
-                false => vpadalq_s16(vpadalq_s16(sums[v], first), vmull_high_s8(weights, levels)),
+                true => vpadalq_s16(sums[v], vmlal_high_s8(first, weights, *pairs)),
+                false => vpadalq_s16(vpadalq_s16(sums[v], first), vmull_high_s8(weights, *pairs)),
             };
         }
     }
