@@ -139,15 +139,21 @@ impl Requant {
         self.level_of(sum as f32 * multiplier)
     }
 
-    /// The level of a real value in units of the output's scale; its
-    /// magnitude is below 2³¹.
+    /// The level of a real value in units of the output's scale.
     #[inline(always)]
     pub fn level_of(self, value: f32) -> u8 {
-        let level = value.round_ties_even() as i32 + i32::from(self.zero_point);
+        // Beyond this, any zero point leaves it outside the range of a byte.
+        let near = value.clamp(-512.0, 512.0);
+        // In this binade floats are whole numbers: the sum rounds, halves to
+        // even, in one step that compilers vectorise.
+        let rounded = (near + BINADE).to_bits() as i32 - BINADE.to_bits() as i32;
         let [low, high] = self.range.map(i32::from);
-        level.max(low).min(high) as u8
+        (rounded + i32::from(self.zero_point)).max(low).min(high) as u8
     }
 }
+
+/// The middle of the floats that lie one apart.
+const BINADE: f32 = 1.5 * (1 << 23) as f32;
 
 impl<'a> Dense<'a> {
     /// Multiply-accumulates.
