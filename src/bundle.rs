@@ -7,6 +7,7 @@
 
 mod golden;
 mod manifest;
+mod slots;
 mod open;
 mod write;
 
@@ -15,8 +16,15 @@ pub use manifest::{
     BinsSection, EncoderFile, EncoderFormat, Manifest, ModelSection, Precision, Provenance, Report,
     SCHEMA, TaskSection,
 };
+#[cfg(feature = "flash")]
+pub(crate) use open::sha256;
 pub use open::{Bundle, BundleError, BundleErrorKind, FileCheck, check_files};
+pub use slots::{STATE, State};
+#[cfg(feature = "flash")]
+pub(crate) use slots::{is_digest, slot};
 pub use write::{Contents, write};
+#[cfg(feature = "flash")]
+pub(crate) use write::{make_readable, stage, write_synced};
 
 /// Name of the manifest.
 pub const MANIFEST: &str = "bundle.toml";

@@ -6,14 +6,21 @@
 //! from another thread while it waits.
 
 mod address;
+#[cfg(all(feature = "camera", target_os = "linux"))]
+mod camera;
 mod command;
+mod devices;
 mod folder;
 mod gauge;
+#[cfg(feature = "http")]
+mod http;
 mod jpeg;
 mod preset;
 mod stream;
+mod yuv;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -24,8 +31,10 @@ use crate::frame::{Frame, PixelFormat};
 
 pub use address::{AddressError, SourceAddress};
 pub use command::{Program, StreamFormat};
+pub use devices::{CameraFormat, CameraInfo, cameras};
 pub use gauge::GaugeCamera;
 pub use jpeg::JpegStream;
+pub use yuv::YuvLayout;
 
 /// One picture as its source gave it.
 #[derive(Debug)]
@@ -55,6 +64,15 @@ pub enum Encoding {
         height: u32,
         /// Layout of a pixel.
         format: PixelFormat,
+    },
+    /// Luma and chroma, without padding.
+    Yuv {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// How they lie.
+        layout: YuvLayout,
     },
     /// One JPEG picture, from its first marker to its last.
     Jpeg,
@@ -99,6 +117,19 @@ pub enum SourceError {
     Setup(String),
 }
 
+/// A camera of Video4Linux, and what is asked of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CameraSettings {
+    /// Its device file.
+    pub device: PathBuf,
+    /// Width and height in pixels; the camera takes the nearest it has.
+    pub size: Option<(u32, u32)>,
+    /// Frames in a second; the camera takes the nearest it has.
+    pub fps: Option<u32>,
+    /// Name of a pixel format.
+    pub format: Option<String>,
+}
+
 /// A shot that is no picture.
 #[derive(Debug, Error)]
 #[error("{0}")]
@@ -137,6 +168,13 @@ pub fn develop(
         } => Frame::new(width, height, format, bytes)
             .map(|frame| (frame, spare))
             .map_err(|error| failed(&error)),
+        Encoding::Yuv {
+            width,
+            height,
+            layout,
+        } => layout
+            .develop((width, height), &bytes, spare)
+            .map(|frame| (frame, bytes)),
         Encoding::Jpeg => jpeg::decode(&bytes, spare)
             .map(|frame| (frame, bytes))
             .map_err(|error| failed(&error)),

@@ -14,6 +14,7 @@
 
 pub mod frame;
 pub mod decode;
+pub mod view;
 pub mod preprocess;
 pub mod bins;
 pub mod estimate;
@@ -22,9 +23,29 @@ pub mod bundle;
 pub mod encode;
 pub mod pipeline;
 pub mod verify;
+#[cfg(feature = "flash")]
+pub mod package;
+#[cfg(feature = "flash")]
+pub mod signature;
+#[cfg(feature = "flash")]
+pub mod flash;
 #[cfg(feature = "synth")]
 pub mod synth;
 #[cfg(feature = "live")]
 pub mod capture;
 #[cfg(feature = "live")]
+pub mod detect;
+#[cfg(feature = "live")]
 pub mod live;
+#[cfg(feature = "record")]
+pub mod record;
+#[cfg(feature = "live")]
+pub mod device;
+#[cfg(feature = "live")]
+pub mod status;
+#[cfg(feature = "live")]
+pub mod sink;
+#[cfg(feature = "live")]
+pub mod settings;
+#[cfg(feature = "http")]
+pub mod serve;

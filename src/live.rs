@@ -10,21 +10,37 @@
 //! its queue is full, readings are dropped and counted. A source that is not a
 //! camera (a folder, a clip) waits instead, and nothing is dropped.
 
+mod budget;
+mod scene;
 mod slot;
+mod smooth;
 mod supply;
+mod tap;
+mod track;
+mod work;
 
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
+use serde::Serialize;
 use thiserror::Error;
 
-use crate::capture::{Shot, Source, SourceError, develop};
+use crate::bundle::Bundle;
+use crate::capture::{Source, SourceError};
+use crate::detect::{DetectError, Detector};
 use crate::encode::EncodeError;
-use crate::pipeline::{Pipeline, Timed, Worker};
+use crate::pipeline::{Pipeline, Timed};
+use crate::view::{Framing, RegionError};
 use supply::Supply;
+
+pub use budget::Budget;
+pub use scene::Motion;
+pub use smooth::{Smoothed, Smoothing};
+pub use tap::{Glimpse, Tap};
 
 /// Events that a reader may be behind.
 const QUEUE: usize = 64;
@@ -33,13 +49,36 @@ const QUEUE: usize = 64;
 pub type Open = Arc<dyn Fn() -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
 
 /// How the pipeline is driven.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Speed of the source.
     pub pace: Pace,
     /// A source that gives nothing for this long is opened again; `None` for
     /// sources that may be silent.
     pub stall: Option<Duration>,
+    /// What of the pictures is looked at.
+    pub framing: Framing,
+    /// Pictures that show nothing new are passed over.
+    pub motion: Option<Motion>,
+    /// The temporal filter.
+    pub smooth: Option<Smoothing>,
+    /// The most that estimates may take of the machine.
+    pub budget: Option<Budget>,
+    /// What is estimated, where it is not the picture as a whole.
+    pub subjects: Option<Subjects>,
+    /// Threads that share each picture; one unless said.
+    pub threads: Option<NonZero<usize>>,
+}
+
+/// Subjects that a detector looks for; each gets estimates of its own.
+#[derive(Clone, Debug)]
+pub struct Subjects {
+    /// Finds them.
+    pub detector: Arc<Detector>,
+    /// Margin around each of them, as a share of its longer side.
+    pub margin: f32,
+    /// How many there may be in a picture; the surest count.
+    pub most: usize,
 }
 
 /// How fast shots are taken.
@@ -60,8 +99,8 @@ pub enum Event {
     Notice(String),
 }
 
-/// The estimate for one shot.
-#[derive(Debug)]
+/// The estimate for one subject of one shot.
+#[derive(Clone, Debug)]
 pub struct Reading {
     /// Counts the shots that were looked at, from 0.
     pub frame: u64,
@@ -77,10 +116,26 @@ pub struct Reading {
     pub timed: Timed,
     /// From the arrival of the shot to the estimate.
     pub latency: Duration,
+    /// The estimate after the temporal filter, where one runs.
+    pub smoothed: Option<Smoothed>,
+    /// What the estimate is about, where a detector looks for it; `None` when
+    /// it is about the picture as a whole.
+    pub subject: Option<Subject>,
+    /// The bundle whose model made it.
+    pub bundle: Arc<Bundle>,
+}
+
+/// Something that a detector found and follows from shot to shot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The same from shot to shot, as long as it is not lost from sight.
+    pub id: u64,
+    /// Left, top, width, height in pixels of the upright picture.
+    pub region: [u32; 4],
 }
 
 /// What was counted so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Shots that the source gave.
     pub captured: u64,
@@ -88,6 +143,8 @@ pub struct Counts {
     pub dropped: u64,
     /// Shots that came sooner than the pace allows.
     pub skipped: u64,
+    /// Shots that showed nothing new.
+    pub unchanged: u64,
     /// Shots that were no picture.
     pub unusable: u64,
     /// Estimates made.
@@ -103,10 +160,17 @@ struct Counters {
     captured: AtomicU64,
     dropped: AtomicU64,
     skipped: AtomicU64,
+    unchanged: AtomicU64,
     unusable: AtomicU64,
     readings: AtomicU64,
     unread: AtomicU64,
     reconnects: AtomicU64,
+}
+
+/// What the worker is to do.
+struct Job {
+    pipeline: Arc<Pipeline>,
+    settings: Settings,
 }
 
 /// Why the pipeline ended before it was told to.
@@ -118,6 +182,12 @@ pub enum LiveError {
     /// The engine failed.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// The detector failed.
+    #[error(transparent)]
+    Detect(#[from] DetectError),
+    /// The region of interest does not fit the pictures.
+    #[error(transparent)]
+    Region(#[from] RegionError),
     /// The worker broke down.
     #[error("the worker thread broke down; this is a fault of numclip, please report it")]
     Worker,
@@ -126,10 +196,10 @@ pub enum LiveError {
 /// A running pipeline.
 pub struct Live {
     supply: Arc<Supply>,
-    open: Open,
-    settings: Settings,
+    open: Mutex<Open>,
+    settings: Mutex<Settings>,
     events: SyncSender<Event>,
-    worker: Mutex<Option<JoinHandle<Result<(), EncodeError>>>>,
+    worker: Mutex<Option<JoinHandle<Result<(), LiveError>>>>,
 }
 
 impl Live {
@@ -143,13 +213,20 @@ impl Live {
         let supply = Arc::<Supply>::default();
         let worker = {
             let (supply, events) = (Arc::clone(&supply), events.clone());
+            let job = Job {
+                pipeline,
+                settings: settings.clone(),
+            };
             let patient = settings.pace.every_frame;
-            thread::spawn(move || work(&supply, &pipeline, &events, patient))
+            thread::spawn(move || {
+                let send = |event| deliver(&supply, &events, patient, event);
+                work::work(&supply, job, send)
+            })
         };
         let live = Self {
             supply,
-            open,
-            settings,
+            open: Mutex::new(open),
+            settings: Mutex::new(settings),
             events,
             worker: Mutex::new(Some(worker)),
         };
@@ -163,7 +240,7 @@ impl Live {
     /// # Errors
     /// [`LiveError`] when it has ended by a fault.
     pub fn check(&self) -> Result<bool, LiveError> {
-        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut worker = locked(&self.worker);
         if worker.as_ref().is_none_or(JoinHandle::is_finished) {
             match worker.take().map(JoinHandle::join) {
                 Some(Ok(result)) => result?,
@@ -175,7 +252,7 @@ impl Live {
                 _ => Ok(false),
             };
         }
-        if let Some(limit) = self.settings.stall
+        if let Some(limit) = locked(&self.settings).stall
             && self.supply.waiting() > limit
         {
             self.tell(format!(
@@ -198,6 +275,24 @@ impl Live {
         self.supply.slot.close();
     }
 
+    /// Has `pipeline` make all estimates from the next shot on, as `settings`
+    /// say. Nothing is lost in between. Whether the source waits stays as it
+    /// was at the start.
+    pub fn swap(&self, pipeline: Arc<Pipeline>, settings: Settings) {
+        let mut known = locked(&self.settings);
+        let every_frame = known.pace.every_frame;
+        *known = settings.clone();
+        known.pace.every_frame = every_frame;
+        *locked(&self.supply.successor) = Some(Job { pipeline, settings });
+    }
+
+    /// Takes shots from another source from now on, at the pace of the latest
+    /// settings.
+    pub fn reopen(&self, open: Open) {
+        *locked(&self.open) = open;
+        self.restart();
+    }
+
     /// What was counted so far.
     pub fn counts(&self) -> Counts {
         let counters = &self.supply.counters;
@@ -206,6 +301,7 @@ impl Live {
             captured: count(&counters.captured),
             dropped: count(&counters.dropped),
             skipped: count(&counters.skipped),
+            unchanged: count(&counters.unchanged),
             unusable: count(&counters.unusable),
             readings: count(&counters.readings),
             unread: count(&counters.unread),
@@ -213,11 +309,16 @@ impl Live {
         }
     }
 
+    /// Where frames are to be had for a preview.
+    pub fn tap(&self) -> Arc<Tap> {
+        Arc::clone(&self.supply.tap)
+    }
+
     fn restart(&self) {
         let events = self.events.clone();
         let tell = move |notice| _ = events.try_send(Event::Notice(notice));
-        self.supply
-            .start(Arc::clone(&self.open), self.settings.pace, tell);
+        let (open, pace) = (locked(&self.open).clone(), locked(&self.settings).pace);
+        self.supply.start(open, pace, tell);
     }
 
     fn tell(&self, notice: String) {
@@ -232,61 +333,17 @@ impl Drop for Live {
     }
 }
 
-/// The worker thread: shots in, readings out, until the slot is closed.
-fn work(
-    supply: &Supply,
-    pipeline: &Pipeline,
-    events: &SyncSender<Event>,
-    patient: bool,
-) -> Result<(), EncodeError> {
-    let mut worker = pipeline.worker()?;
-    let mut frame = 0;
-    while let Some(shot) = supply.slot.take() {
-        let event = match read(supply, &mut worker, frame, shot)? {
-            Ok(reading) => Event::Reading(Box::new(reading)),
-            Err(notice) => Event::Notice(notice),
-        };
-        frame += 1;
-        let sent = match patient {
-            true => events.send(event).is_ok(),
-            false => events.try_send(event).is_ok(),
-        };
-        if !sent {
-            supply.counters.unread.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-    Ok(())
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The reading of one shot, or what is wrong with it.
-fn read(
-    supply: &Supply,
-    worker: &mut Worker<'_>,
-    frame: u64,
-    shot: Shot,
-) -> Result<Result<Reading, String>, EncodeError> {
-    let start = Instant::now();
-    let name = shot.name;
-    let (picture, spare) = match develop(shot.bytes, shot.encoding, supply.slot.spare()) {
-        Ok(developed) => developed,
-        Err(error) => {
-            supply.counters.unusable.fetch_add(1, Ordering::Relaxed);
-            let name = name.unwrap_or_else(|| format!("frame {frame}").into());
-            return Ok(Err(format!("{name}: {error}")));
-        }
+/// Hands an event to the reader, who is waited for only where the source is.
+fn deliver(supply: &Supply, events: &SyncSender<Event>, patient: bool, event: Event) {
+    let sent = match patient {
+        true => events.send(event).is_ok(),
+        false => events.try_send(event).is_ok(),
     };
-    supply.slot.recycle(spare);
-    let decode = start.elapsed();
-    let timed = worker.estimate(&picture)?;
-    supply.slot.recycle(picture.into_pixels());
-    supply.counters.readings.fetch_add(1, Ordering::Relaxed);
-    Ok(Ok(Reading {
-        frame,
-        name,
-        time: shot.time,
-        truth: shot.truth,
-        decode,
-        timed,
-        latency: shot.at.elapsed(),
-    }))
+    if !sent {
+        supply.counters.unread.fetch_add(1, Ordering::Relaxed);
+    }
 }

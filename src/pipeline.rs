@@ -1,6 +1,7 @@
 //! All stages in a row: the one module that knows each of them.
 
 use std::num::NonZero;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bundle::Bundle;
@@ -8,10 +9,11 @@ use crate::encode::{self, EncodeError, Engine, Loaded, Session};
 use crate::estimate::Estimate;
 use crate::frame::Frame;
 use crate::preprocess::Preprocessor;
+use crate::view::View;
 
 /// A bundle with its encoder loaded; shared between threads.
 pub struct Pipeline {
-    bundle: Bundle,
+    bundle: Arc<Bundle>,
     loaded: Loaded,
 }
 
@@ -42,11 +44,14 @@ impl Pipeline {
     /// [`EncodeError`] when no engine can load it.
     pub fn new(bundle: Bundle, engine: Option<Engine>) -> Result<Self, EncodeError> {
         let loaded = encode::load(&bundle, engine)?;
-        Ok(Self { bundle, loaded })
+        Ok(Self {
+            bundle: Arc::new(bundle),
+            loaded,
+        })
     }
 
     /// The bundle.
-    pub fn bundle(&self) -> &Bundle {
+    pub fn bundle(&self) -> &Arc<Bundle> {
         &self.bundle
     }
 
@@ -102,8 +107,13 @@ impl Pipeline {
 impl Worker<'_> {
     /// Resizes and crops `frame`: RGB, interleaved, `size · size · 3` bytes.
     pub fn preprocess(&mut self, frame: &Frame) -> &[u8] {
+        self.preprocess_view(&View::whole(frame))
+    }
+
+    /// As [`Worker::preprocess`], for a part of a frame.
+    pub fn preprocess_view(&mut self, view: &View<'_>) -> &[u8] {
         let plan = &self.bundle.manifest().preprocess;
-        self.preprocessor.fit(plan, frame)
+        self.preprocessor.fit_view(plan, view)
     }
 
     /// The embedding of the frame last preprocessed: `[dim]`, any norm.
@@ -120,8 +130,16 @@ impl Worker<'_> {
     /// # Errors
     /// [`EncodeError`] when the engine fails.
     pub fn estimate(&mut self, frame: &Frame) -> Result<Timed, EncodeError> {
+        self.estimate_view(&View::whole(frame))
+    }
+
+    /// The estimate for a part of a frame.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when the engine fails.
+    pub fn estimate_view(&mut self, view: &View<'_>) -> Result<Timed, EncodeError> {
         let start = Instant::now();
-        self.preprocess(frame);
+        self.preprocess_view(view);
         let preprocessed = Instant::now();
         let embedding = self.encode()?;
         let encoded = Instant::now();

@@ -8,12 +8,13 @@
 use std::cell::RefCell;
 
 use fast_image_resize as fir;
-use fir::images::{TypedImage, TypedImageRef};
+use fir::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fir::pixels::U8x3;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::frame::Frame;
+use crate::view::{Region, Turn, View};
 
 /// The largest side that a plan may ask for.
 pub const MAX_SIZE: u32 = 4096;
@@ -260,13 +261,29 @@ impl Preprocessor {
     /// Brings `frame` to the plan's size: RGB, interleaved,
     /// [`Plan::pixel_len`] bytes. The plan must have passed [`Plan::check`].
     pub fn fit(&mut self, plan: &Plan, frame: &Frame) -> &[u8] {
-        let placement = plan.placement(frame.width(), frame.height());
-        self.resize(plan, frame, &placement);
-        self.place(plan, &placement);
+        self.fit_view(plan, &View::whole(frame))
+    }
+
+    /// As [`Preprocessor::fit`], for a part of a frame. Only what remains of
+    /// it is turned, so that looking at a part costs no copy of the frame.
+    pub fn fit_view(&mut self, plan: &Plan, view: &View<'_>) -> &[u8] {
+        let placement = plan.placement(view.width(), view.height());
+        self.resize(plan.filter, view, &placement.source(view.turn()));
+        self.place(plan, &placement, view.turn());
         &self.fitted
     }
 
-    /// The picture last fitted; empty before the first.
+    /// Brings a part of a frame to `width × height`: RGB, interleaved.
+    pub fn shrink(&mut self, view: &View<'_>, width: u32, height: u32) -> &[u8] {
+        let placement = Placement::whole(view.width(), view.height(), width, height);
+        self.resize(Filter::Bilinear, view, &placement.source(view.turn()));
+        let pixels = width as usize * height as usize * 3;
+        self.fitted.resize(pixels, 0);
+        self.copy_turned(&placement, (width, height), view.turn());
+        &self.fitted
+    }
+
+    /// The picture last fitted or shrunk; empty before the first.
     pub fn fitted(&self) -> &[u8] {
         &self.fitted
     }
@@ -274,23 +291,26 @@ impl Preprocessor {
     /// Rows are resampled first, columns then, with 8 bits between the two:
     /// the order in which PIL works. The other one clips overshoots elsewhere,
     /// which shows where contrast is high.
-    fn resize(&mut self, plan: &Plan, frame: &Frame, placement: &Placement) {
+    fn resize(&mut self, filter: Filter, view: &View<'_>, placement: &Placement) {
+        let (frame, region) = (view.frame(), view.source_region());
         let (left, crop_width) = placement.x.source_range();
         let (top, crop_height) = placement.y.source_range();
         let first = top.floor();
-        let rows = (top + crop_height).ceil().min(f64::from(frame.height())) - first;
+        let rows = (top + crop_height).ceil().min(f64::from(region.height)) - first;
         let (width, height) = (placement.x.drawn(), placement.y.drawn());
         resample(
             &mut self.resizer,
-            plan.filter,
+            filter,
             (frame.width(), frame.height(), frame.pixels()),
+            region,
             [left, first, crop_width, rows],
             (width, rows as u32, &mut self.stretched),
         );
         resample(
             &mut self.resizer,
-            plan.filter,
+            filter,
             (width, rows as u32, &self.stretched),
+            Region::whole(width, rows as u32),
             [0.0, top - first, f64::from(width), crop_height],
             (width, height, &mut self.resized),
         );
@@ -298,8 +318,7 @@ impl Preprocessor {
 
     /// Copies the wanted window of the resized picture; what it does not
     /// cover (letterbox) is filled.
-    fn place(&mut self, plan: &Plan, placement: &Placement) {
-        let size = plan.size as usize;
+    fn place(&mut self, plan: &Plan, placement: &Placement, turn: Turn) {
         let fill = if let Resize::Letterbox { fill } = plan.resize {
             fill
         } else {
@@ -307,13 +326,29 @@ impl Preprocessor {
         };
         self.fitted.clear();
         self.fitted.resize(plan.pixel_len(), fill);
-        let (skip_x, at_x, width) = placement.x.window(plan.size);
-        let (skip_y, at_y, height) = placement.y.window(plan.size);
-        let stride = placement.x.drawn() as usize * 3;
-        for row in 0..height {
-            let from = (skip_y + row) * stride + skip_x * 3;
-            let to = ((at_y + row) * size + at_x) * 3;
-            self.fitted[to..to + width * 3].copy_from_slice(&self.resized[from..from + width * 3]);
+        self.copy_turned(placement, (plan.size, plan.size), turn);
+    }
+
+    /// Copies the wanted window to its place in a `width × height` picture,
+    /// upright; `placement` is that of the upright picture.
+    fn copy_turned(&mut self, placement: &Placement, (width, height): (u32, u32), turn: Turn) {
+        let (skip_x, at_x, wanted_x) = placement.x.window(width);
+        let (skip_y, at_y, wanted_y) = placement.y.window(height);
+        let (drawn_x, drawn_y) = turn.swapped(placement.x.drawn(), placement.y.drawn());
+        for row in 0..wanted_y {
+            let to = ((at_y + row) * width as usize + at_x) * 3;
+            let target = &mut self.fitted[to..to + wanted_x * 3];
+            let (x, y) = (skip_x as u32, (skip_y + row) as u32);
+            if turn.is_none() {
+                let from = (y as usize * drawn_x as usize + skip_x) * 3;
+                target.copy_from_slice(&self.resized[from..from + wanted_x * 3]);
+                continue;
+            }
+            for (pixel, x) in target.chunks_exact_mut(3).zip(x..) {
+                let (x, y) = turn.source(x, y, drawn_x, drawn_y);
+                let from = (y as usize * drawn_x as usize + x as usize) * 3;
+                pixel.copy_from_slice(&self.resized[from..from + 3]);
+            }
         }
     }
 
@@ -324,12 +359,14 @@ impl Preprocessor {
     }
 }
 
-/// Resamples the part `[left, top, width, height]` of `source` to `target`
-/// (each width, height, RGB pixels).
+/// Resamples the part `[left, top, width, height]` of `region` of `source` to
+/// `target` (each width, height, RGB pixels). Beyond the region there is
+/// nothing, as if it had been cut out.
 fn resample(
     resizer: &mut fir::Resizer,
     filter: Filter,
     (source_width, source_height, source): (u32, u32, &[u8]),
+    region: Region,
     [left, top, crop_width, crop_height]: [f64; 4],
     (width, height, target): (u32, u32, &mut Vec<u8>),
 ) {
@@ -338,6 +375,10 @@ fn resample(
     let target = TypedImage::<U8x3>::from_buffer(width, height, target);
     let (Ok(source), Ok(mut target)) = (source, target) else {
         unreachable!("a frame has the bytes of its size, and so has the buffer");
+    };
+    let [x, y, wide, high] = region.to_array();
+    let Ok(source) = TypedCroppedImage::new(source, x, y, wide, high) else {
+        unreachable!("a view lies within its frame");
     };
     let options = fir::ResizeOptions::new()
         .resize_alg(filter.algorithm())
@@ -363,6 +404,16 @@ impl Placement {
             y: Span::whole(height, to_height),
         }
     }
+
+    /// The same for the frame that `turn` makes upright.
+    fn source(&self, turn: Turn) -> Self {
+        let (x, y) = turn.swapped(self.x, self.y);
+        let (reverse_x, reverse_y) = turn.reversed();
+        Self {
+            x: if reverse_x { x.reversed() } else { x },
+            y: if reverse_y { y.reversed() } else { y },
+        }
+    }
 }
 
 /// One axis: `source` pixels scaled to `full`, of which `first..last` are
@@ -370,6 +421,7 @@ impl Placement {
 ///
 /// Only the wanted part is resampled, with a margin as wide as the filter
 /// reaches, so that the result is that of resizing the whole and cropping.
+#[derive(Clone, Copy)]
 struct Span {
     source: u32,
     full: u32,
@@ -414,6 +466,15 @@ impl Span {
         }
     }
 
+    /// The same from the other end.
+    fn reversed(self) -> Self {
+        Self {
+            first: self.full - self.last,
+            last: self.full - self.first,
+            ..self
+        }
+    }
+
     fn drawn(&self) -> u32 {
         self.last - self.first
     }
@@ -449,6 +510,7 @@ fn truncated(length: u32, to: u32, of: u32) -> u32 {
 mod tests {
     use super::*;
     use crate::frame::PixelFormat;
+    use crate::view::Flip;
 
     fn noise(width: u32, height: u32) -> Frame {
         let mut state = 1_u32;
@@ -515,6 +577,48 @@ mod tests {
                 worst <= 1,
                 "{width}x{height} to {to}, crop {size}: {worst} levels apart"
             );
+        }
+    }
+
+    #[test]
+    fn a_view_gives_what_its_pixels_cut_out_and_turned_would() {
+        let frame = noise(61, 47);
+        let plans = [
+            Resize::default(),
+            Resize::Stretch,
+            Resize::Letterbox { fill: 9 },
+        ]
+        .map(|resize| Plan {
+            resize,
+            ..Plan::clip(24)
+        });
+        let region = Region {
+            left: 7,
+            top: 3,
+            width: 30,
+            height: 37,
+        };
+        for degrees in ["0", "90", "180", "270"] {
+            for flip in [None, Some(Flip::Horizontal), Some(Flip::Vertical)] {
+                let turn = Turn::new(degrees.parse().unwrap(), flip);
+                let view = View::turned(&frame, turn).part(region).unwrap();
+                for plan in &plans {
+                    let mut preprocessor = Preprocessor::default();
+                    let direct = preprocessor.fit_view(plan, &view).to_vec();
+                    let copied = preprocessor.fit(plan, &view.to_frame());
+                    let apart = direct.iter().zip(copied).map(|(a, b)| a.abs_diff(*b));
+                    // A quarter turn lets the columns go first, which rounds and
+                    // clips otherwise: pure noise shows it most.
+                    let (worst, tolerance) = match degrees {
+                        "0" | "180" => (apart.max().unwrap(), 1),
+                        _ => {
+                            let sum: u32 = apart.map(u32::from).sum();
+                            ((sum / direct.len() as u32) as u8, 1)
+                        }
+                    };
+                    assert!(worst <= tolerance, "{degrees} {flip:?}: {worst} levels");
+                }
+            }
         }
     }
 

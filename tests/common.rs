@@ -37,10 +37,14 @@ pub struct Weights {
 
 /// Writes a whole bundle that estimates ripeness from 0 to 10 days.
 pub fn write_bundle(directory: &Path) {
-    bundle::write(directory, manifest(), &contents(), |_| {
-        Ok::<(), BundleError>(())
-    })
-    .unwrap();
+    write_version(directory, "0.1.0", &contents());
+}
+
+/// The same with another version and other contents.
+pub fn write_version(directory: &Path, version: &str, contents: &Contents) {
+    let mut manifest = manifest();
+    manifest.model.version = version.into();
+    bundle::write(directory, manifest, contents, |_| Ok::<(), BundleError>(())).unwrap();
 }
 
 /// The manifest of the tiny bundle, without checksums.
@@ -222,44 +226,69 @@ impl Weights {
     }
 
     fn onnx(&self) -> Vec<u8> {
-        let pads = AttributeProto {
-            name: "pads".into(),
-            r#type: 7,
-            ints: vec![1; 4],
-            ..AttributeProto::default()
-        };
-        let graph = GraphProto {
-            name: "tiny".into(),
-            node: vec![
-                node("Conv", &["image", "conv", "bias"], "a", vec![pads]),
-                node("Relu", &["a"], "b", vec![]),
-                node("GlobalAveragePool", &["b"], "c", vec![]),
-                node("Conv", &["c", "head"], "embedding", vec![]),
-            ],
-            initializer: vec![
-                constant("conv", &[HIDDEN, 3, 3, 3], &self.conv),
-                constant("bias", &[HIDDEN], &self.bias),
-                constant("head", &[DIM, HIDDEN, 1, 1], &self.head),
-            ],
-            input: vec![value_info("image", &[1, 3, SIZE, SIZE])],
-            output: vec![value_info("embedding", &[1, DIM, 1, 1])],
-            ..GraphProto::default()
-        };
-        let opset = OperatorSetIdProto {
-            version: 13,
-            ..OperatorSetIdProto::default()
-        };
-        let model = ModelProto {
-            ir_version: 8,
-            opset_import: vec![opset],
-            graph: Some(graph),
-            ..ModelProto::default()
-        };
-        model.encode_to_vec()
+        let pads = integers("pads", &[1; 4]);
+        let nodes = vec![
+            node("Conv", &["image", "conv", "bias"], "a", vec![pads]),
+            node("Relu", &["a"], "b", vec![]),
+            node("GlobalAveragePool", &["b"], "c", vec![]),
+            node("Conv", &["c", "head"], "embedding", vec![]),
+        ];
+        let constants = vec![
+            constant("conv", &[HIDDEN, 3, 3, 3], &self.conv),
+            constant("bias", &[HIDDEN], &self.bias),
+            constant("head", &[DIM, HIDDEN, 1, 1], &self.head),
+        ];
+        let input = value_info("image", &[1, 3, SIZE, SIZE]);
+        let output = value_info("embedding", &[1, DIM, 1, 1]);
+        onnx_file(nodes, constants, input, vec![output])
     }
 }
 
-fn node(kind: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
+/// A graph as an ONNX file.
+pub fn onnx_file(
+    node: Vec<NodeProto>,
+    initializer: Vec<TensorProto>,
+    input: ValueInfoProto,
+    output: Vec<ValueInfoProto>,
+) -> Vec<u8> {
+    let graph = GraphProto {
+        name: "tiny".into(),
+        node,
+        initializer,
+        input: vec![input],
+        output,
+        ..GraphProto::default()
+    };
+    let opset = OperatorSetIdProto {
+        version: 13,
+        ..OperatorSetIdProto::default()
+    };
+    let model = ModelProto {
+        ir_version: 8,
+        opset_import: vec![opset],
+        graph: Some(graph),
+        ..ModelProto::default()
+    };
+    model.encode_to_vec()
+}
+
+/// An attribute of whole numbers.
+pub fn integers(name: &str, ints: &[i64]) -> AttributeProto {
+    AttributeProto {
+        name: name.into(),
+        r#type: 7,
+        ints: ints.to_vec(),
+        ..AttributeProto::default()
+    }
+}
+
+/// A node that is named as its output.
+pub fn node(
+    kind: &str,
+    inputs: &[&str],
+    output: &str,
+    attribute: Vec<AttributeProto>,
+) -> NodeProto {
     NodeProto {
         op_type: kind.into(),
         name: output.into(),
@@ -270,7 +299,8 @@ fn node(kind: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto
     }
 }
 
-fn constant(name: &str, shape: &[usize], values: &[f32]) -> TensorProto {
+/// A constant of floats.
+pub fn constant(name: &str, shape: &[usize], values: &[f32]) -> TensorProto {
     TensorProto {
         name: name.into(),
         dims: shape.iter().map(|&side| side as i64).collect(),
@@ -283,7 +313,8 @@ fn constant(name: &str, shape: &[usize], values: &[f32]) -> TensorProto {
     }
 }
 
-fn value_info(name: &str, shape: &[usize]) -> ValueInfoProto {
+/// An input or output of floats.
+pub fn value_info(name: &str, shape: &[usize]) -> ValueInfoProto {
     let dim = |&side: &usize| tensor_shape_proto::Dimension {
         value: Some(tensor_shape_proto::dimension::Value::DimValue(side as i64)),
         ..Default::default()

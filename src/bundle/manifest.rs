@@ -133,6 +133,9 @@ pub struct Provenance {
     pub text_tower: String,
     /// What the encoder's weights started from.
     pub weights: String,
+    /// The model that it learned from, if it had a teacher.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub teacher: String,
     /// Architecture of the encoder.
     pub architecture: String,
     /// Seed of the run.

@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::golden::{Golden, floats};
 use super::manifest::{EncoderFile, Manifest, SCHEMA};
+use super::slots::serving;
 use super::{BINS, GOLDEN, MANIFEST};
 use crate::bins::Bins;
 use crate::estimate::Estimator;
@@ -72,6 +73,7 @@ pub struct FileCheck {
 /// # Errors
 /// [`BundleError`] when the manifest itself cannot be used.
 pub fn check_files(directory: &Path) -> Result<Vec<FileCheck>, BundleError> {
+    let directory = &serving(directory)?;
     let manifest = parse(&read(directory, MANIFEST)?)?;
     check_manifest(&manifest)?;
     let names = manifest.files.keys();
@@ -84,11 +86,13 @@ pub fn check_files(directory: &Path) -> Result<Vec<FileCheck>, BundleError> {
 }
 
 impl Bundle {
-    /// Opens the bundle in `directory` and checks all of it.
+    /// Opens the bundle in `directory`, or the one that serves in the store
+    /// there, and checks all of it.
     ///
     /// # Errors
     /// [`BundleError`] names the file, and the field where there is one.
     pub fn open(directory: &Path) -> Result<Self, BundleError> {
+        let directory = &serving(directory)?;
         let bytes = read(directory, MANIFEST)?;
         let manifest = parse(&bytes)?;
         check_manifest(&manifest)?;
@@ -116,7 +120,7 @@ impl Bundle {
         }
         Ok(Self {
             directory: directory.into(),
-            sha256: digest(&bytes),
+            sha256: sha256(&bytes),
             manifest,
             estimator,
             golden,
@@ -176,7 +180,7 @@ impl BundleError {
         }
     }
 
-    pub(super) fn file(name: &str, message: String) -> Self {
+    pub(crate) fn file(name: &str, message: String) -> Self {
         Self {
             file: name.into(),
             kind: BundleErrorKind::Invalid(message),
@@ -210,7 +214,7 @@ impl fmt::Display for BundleErrorKind {
 }
 
 /// Lower-case hexadecimal SHA-256.
-pub(super) fn digest(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -295,7 +299,7 @@ fn read_embeddings(directory: &Path, manifest: &Manifest) -> Result<Vec<f32>, Bu
 
 fn read_checked(directory: &Path, manifest: &Manifest, name: &str) -> Result<Vec<u8>, BundleError> {
     let bytes = read(directory, name)?;
-    let got = digest(&bytes);
+    let got = sha256(&bytes);
     match manifest.files.get(name) {
         Some(expected) if *expected == got => Ok(bytes),
         expected => {

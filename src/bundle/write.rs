@@ -10,7 +10,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::golden::{Golden, bytes_of};
 use super::manifest::Manifest;
-use super::open::{BundleError, digest};
+use super::open::{BundleError, sha256};
 use super::{BINS, GOLDEN, MANIFEST};
 
 /// What goes into a bundle beside the manifest.
@@ -61,7 +61,7 @@ fn files(
     files.insert(GOLDEN.into(), golden);
     manifest.files = files
         .iter()
-        .map(|(name, bytes)| (name.clone(), digest(bytes)))
+        .map(|(name, bytes)| (name.clone(), sha256(bytes)))
         .collect();
     let text = toml::to_string(&manifest);
     let text = text.map_err(|error| BundleError::file(MANIFEST, error.to_string()))?;
@@ -81,7 +81,8 @@ fn refuse_foreign(directory: &Path) -> Result<(), BundleError> {
     Ok(())
 }
 
-fn stage(directory: &Path) -> io::Result<tempfile::TempDir> {
+/// A new folder beside `directory`, gone again when dropped.
+pub(crate) fn stage(directory: &Path) -> io::Result<tempfile::TempDir> {
     let parent = match directory.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -100,7 +101,8 @@ fn bins_file(manifest: &Manifest, embeddings: &[f32]) -> Result<Vec<u8>, BundleE
         .map_err(|error| BundleError::file(BINS, error.to_string()))
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file and waits until the medium has it.
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()
@@ -155,12 +157,12 @@ fn carry_over(old: &Path, new: &Path) -> io::Result<()> {
 
 /// A temporary folder is private; a bundle is for every reader.
 #[cfg(unix)]
-fn make_readable(directory: &Path) -> io::Result<()> {
+pub(crate) fn make_readable(directory: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
 }
 
 #[cfg(not(unix))]
-fn make_readable(_: &Path) -> io::Result<()> {
+pub(crate) fn make_readable(_: &Path) -> io::Result<()> {
     Ok(())
 }

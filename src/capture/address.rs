@@ -9,7 +9,11 @@ use thiserror::Error;
 use super::command::{Command, Program, StreamFormat};
 use super::folder::Folder;
 use super::gauge::GaugeCamera;
+#[cfg(feature = "http")]
+use super::http::WebCamera;
 use super::preset;
+#[cfg(all(feature = "camera", target_os = "linux"))]
+use super::{CameraSettings, camera::Camera};
 use super::{Source, SourceError};
 use crate::frame::PixelFormat;
 
@@ -21,7 +25,9 @@ use crate::frame::PixelFormat;
 /// | `cmd:COMMAND` | a shell command that writes JPEG pictures one after the other |
 /// | `cmd:COMMAND?format=rgb&size=640x480` | … plain pixels: `rgb`, `bgr`, `grey`; or `ppm` pictures, which need no size |
 /// | `file:///clip.mp4`, `rtsp://…` | ffmpeg |
+/// | `http://user:password@host/stream` | a network camera: a stream of JPEG pictures, or one that is fetched again and again |
 /// | `v4l2:///dev/video0?size=1280x720&fps=30&format=mjpeg` | a USB camera, by ffmpeg |
+/// | `camera:0?size=1280x720&fps=30&format=mjpeg` | … in this program itself (feature `camera`); formats are `yuyv`, `uyvy`, `nv12`, `rgb`, `bgr`, `grey`, `mjpeg` |
 /// | `csi://0`, `rpicam://0` | gst-launch-1.0 on a Jetson, rpicam-vid on a Raspberry Pi |
 /// | `synth:gauge?seed=1&size=320&fps=30` | a rendered gauge whose reading is known |
 #[derive(Clone, Debug, PartialEq)]
@@ -32,9 +38,16 @@ pub struct SourceAddress {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Kind {
-    Folder { path: PathBuf, watch: bool },
+    Folder {
+        path: PathBuf,
+        watch: bool,
+    },
     Program(Program),
     Gauge(GaugeCamera),
+    #[cfg(all(feature = "camera", target_os = "linux"))]
+    Camera(CameraSettings),
+    #[cfg(feature = "http")]
+    Web(WebCamera),
 }
 
 /// An address that names no source.
@@ -55,6 +68,10 @@ impl SourceAddress {
             Kind::Folder { path, watch } => Box::new(Folder::open(path, *watch)?),
             Kind::Program(program) => Box::new(Command::start(program)?),
             Kind::Gauge(camera) => Box::new(camera.switch_on()),
+            #[cfg(all(feature = "camera", target_os = "linux"))]
+            Kind::Camera(settings) => Box::new(Camera::open(settings)?),
+            #[cfg(feature = "http")]
+            Kind::Web(camera) => Box::new(camera.open()?),
         })
     }
 
@@ -65,6 +82,10 @@ impl SourceAddress {
             Kind::Folder { .. } => false,
             Kind::Program(program) => program.live,
             Kind::Gauge(_) => true,
+            #[cfg(all(feature = "camera", target_os = "linux"))]
+            Kind::Camera(_) => true,
+            #[cfg(feature = "http")]
+            Kind::Web(_) => true,
         }
     }
 }
@@ -95,6 +116,10 @@ fn parse(text: &str) -> Result<Kind, String> {
     if let Some(command) = text.strip_prefix("cmd:") {
         return parse_command(command).map(Kind::Program);
     }
+    if let Some(camera) = text.strip_prefix("camera:") {
+        let (camera, query) = split(camera);
+        return parse_camera(camera, &Query::parse(query)?);
+    }
     if let Some(scene) = text.strip_prefix("synth:") {
         let (scene, query) = split(scene);
         return match scene {
@@ -109,6 +134,13 @@ fn parse(text: &str) -> Result<Kind, String> {
     // The query of a network address belongs to the other side.
     if scheme == "rtsp" || scheme == "rtsps" {
         return Ok(Kind::Program(preset::rtsp(text)));
+    }
+    #[cfg(feature = "http")]
+    if scheme == "http" {
+        return WebCamera::parse(text).map(Kind::Web);
+    }
+    if scheme == "https" {
+        return Err("encrypted cameras are not spoken to; use http:// or rtsps://".into());
     }
     let (rest, query) = split(rest);
     let query = Query::parse(query)?;
@@ -127,7 +159,7 @@ fn parse(text: &str) -> Result<Kind, String> {
         "rpicam" => Kind::Program(preset::rpicam(rest, &query)?),
         other => {
             return Err(format!(
-                "unknown scheme {other:?}; known are dir, file, v4l2, csi, rpicam, rtsp, cmd: and synth:"
+                "unknown scheme {other:?}; known are dir, file, v4l2, csi, rpicam, rtsp, http, camera:, cmd: and synth:"
             ));
         }
     })
@@ -173,6 +205,43 @@ fn parse_command(text: &str) -> Result<Program, String> {
     })
 }
 
+#[cfg(all(feature = "camera", target_os = "linux"))]
+fn parse_camera(camera: &str, query: &Query<'_>) -> Result<Kind, String> {
+    query.only(&["size", "fps", "format"])?;
+    let device = match camera.parse::<u32>() {
+        Ok(number) => format!("/dev/video{number}"),
+        Err(_) if camera.starts_with('/') => camera.into(),
+        Err(_) => {
+            return Err(format!(
+                "camera {camera:?}: expected a number, as in camera:0"
+            ));
+        }
+    };
+    let format = query.get("format");
+    let known = super::camera::FORMATS.map(|(name, ..)| name);
+    if let Some(format) = format.filter(|format| !known.contains(format)) {
+        let known = known.join(", ");
+        return Err(format!("format={format}: expected one of {known}"));
+    }
+    Ok(Kind::Camera(CameraSettings {
+        device: device.into(),
+        size: query.size()?,
+        fps: query.number("fps", [1, 1000])?,
+        format: format.map(String::from),
+    }))
+}
+
+#[cfg(not(all(feature = "camera", target_os = "linux")))]
+fn parse_camera(camera: &str, _: &Query<'_>) -> Result<Kind, String> {
+    let device = match camera.parse::<u32>() {
+        Ok(number) => format!("/dev/video{number}"),
+        Err(_) => camera.into(),
+    };
+    Err(format!(
+        "this build does not read cameras itself; write v4l2://{device} (by ffmpeg), or build numclip with --features camera"
+    ))
+}
+
 fn is_picture(path: &str) -> bool {
     let extension = Path::new(path).extension().and_then(|e| e.to_str());
     extension.is_some_and(|e| crate::decode::EXTENSIONS.contains(&e.to_lowercase().as_str()))
@@ -183,6 +252,12 @@ fn split(text: &str) -> (&str, &str) {
 }
 
 fn without_password(text: &str) -> String {
+    // Network cameras take passwords in the query as well.
+    if let Some((scheme @ ("http" | "https"), rest)) = text.split_once("://") {
+        let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        let path = rest.split(['?', '#']).next().unwrap_or_default();
+        return format!("{scheme}://{path}");
+    }
     let hidden = || {
         let (scheme, rest) = text.split_once("://")?;
         let (login, host) = rest.split_once('@')?;
@@ -299,6 +374,12 @@ mod tests {
             ("synth:gauge?fps=0", "fps=0"),
             ("v4l2:///dev/video0?size=0x3", "WIDTHxHEIGHT"),
             ("csi://first", "sensor"),
+            #[cfg(not(feature = "camera"))]
+            ("camera:3", "v4l2:///dev/video3"),
+            #[cfg(all(feature = "camera", target_os = "linux"))]
+            ("camera:x", "camera:0"),
+            #[cfg(all(feature = "camera", target_os = "linux"))]
+            ("camera:0?format=h264", "yuyv"),
             ("rpicam://0?fps=1&fps=2", "twice"),
         ] {
             assert!(refused(text).contains(reason), "{}", refused(text));
@@ -310,6 +391,10 @@ mod tests {
         let address: SourceAddress = "rtsp://me:secret@cam/1?x=2".parse().unwrap();
         assert_eq!(address.to_string(), "rtsp://me:…@cam/1?x=2");
         assert!(!refused("ftp://me:secret@host").contains("secret"));
+        assert!(!refused("https://me:sec/r@et@host/?a").contains("sec"));
+        let address = format!("http://cam:81/x?user=me&pwd=secret#login={}", file!());
+        let address: SourceAddress = address.parse().unwrap();
+        assert_eq!(address.to_string(), "http://cam:81/x");
     }
 
     #[test]

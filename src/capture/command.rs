@@ -171,8 +171,9 @@ fn kill(group: Pid) {
     let _ = kill_process_group(group, Signal::KILL);
 }
 
-fn next_jpeg(
-    stream: &mut JpegStream<ChildStdout>,
+/// The next picture of `stream`, copied to `buffer`.
+pub(super) fn next_jpeg(
+    stream: &mut JpegStream<impl Read>,
     mut buffer: Vec<u8>,
 ) -> Result<Shot, SourceError> {
     let Some(picture) = stream.next_picture().map_err(lost)? else {

@@ -1,6 +1,7 @@
 //! The place between camera and network: holds one shot, the freshest.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::capture::Shot;
 
@@ -62,6 +63,14 @@ impl Slot {
         }
         self.changed.notify_all();
         inside.shot.take()
+    }
+
+    /// Waits for `time`, or until the slot is closed.
+    pub fn rest(&self, time: Duration) {
+        let inside = self.lock();
+        let is_open = |inside: &mut Inside| !inside.closed;
+        let rested = self.changed.wait_timeout_while(inside, time, is_open);
+        drop(rested.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// No more shots: what is waiting may still be taken.

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::slot::{Offer, Slot};
-use super::{Counters, Open, Pace};
+use super::{Counters, Job, Open, Pace, Tap};
 use crate::capture::{Shot, SourceError, Stopper};
 
 /// The first wait before a lost source is opened again; it doubles up to
@@ -22,6 +22,9 @@ const NAP: Duration = Duration::from_millis(50);
 pub struct Supply {
     pub slot: Slot,
     pub counters: Counters,
+    pub tap: Arc<Tap>,
+    /// What the worker is to do next.
+    pub successor: Mutex<Option<Job>>,
     turn: AtomicU64,
     wait: Mutex<Wait>,
     fault: Mutex<Option<SourceError>>,

@@ -6,6 +6,7 @@
 
 mod check;
 mod clip;
+mod teacher;
 
 use std::path::{Path, PathBuf};
 
@@ -17,12 +18,14 @@ use serde::{Deserialize, Serialize};
 use crate::clip::Hints;
 use crate::clip::transformer::Precision;
 use crate::data::{Augment, Columns, LeakPolicy, Protocol, Sampling, SplitPlan, Weighting};
+use crate::device;
 use crate::model::numclip::HeadConfig;
-use crate::model::{Architecture, EncoderConfig, Norm, Padding};
+use crate::model::{Architecture, EncoderConfig, Norm, Padding, tiny};
 use crate::optim::{Freeze, OptimConfig, Schedule};
 use crate::quantize::calibrate::RangeMethod;
 use crate::text::{Placement, TextConfig, Tuning};
 pub use check::{ConfigError, ConfigErrorKind};
+pub use teacher::{Clean, Teacher, TeacherKind, TeacherLoss, ViewPlan};
 
 /// Everything a run depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,6 +55,9 @@ pub struct Config {
     /// The training itself.
     #[serde(default)]
     pub train: Train,
+    /// A trained model to learn from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<Teacher>,
     /// What becomes of the trained model.
     #[serde(default)]
     pub export: Export,
@@ -139,6 +145,9 @@ pub struct Model {
     /// Branches of a MobileOne block while training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub branches: Option<usize>,
+    /// Side of a patch of `vit-tiny` in pixels, 16 or 32; 16 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patch: Option<usize>,
     /// Checkpoint to start from, relative to the task file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
@@ -190,6 +199,9 @@ pub struct Train {
     pub gradient_checkpointing: bool,
     /// Arithmetic of a vision transformer while it trains.
     pub precision: Precision,
+    /// What to compute on: `auto`, `cpu`, `cuda`, `cuda:1` or `cuda:0,1`. The flag `--device`
+    /// overrides it, and a run may be resumed on another device.
+    pub device: device::Choice,
     /// Threads that load images; 0 for one per core.
     pub workers: usize,
     /// Memory for decoded images, in MiB.
@@ -320,7 +332,9 @@ impl Config {
             &mut self.text.embeddings,
             &mut self.model.init,
         ];
-        for path in paths.into_iter().flatten().chain([&mut self.data.table]) {
+        let teacher = self.teacher.iter_mut().flat_map(Teacher::paths);
+        let paths = paths.into_iter().chain(teacher).flatten();
+        for path in paths.chain([&mut self.data.table]) {
             *path = std::path::absolute(folder.join(&path))?;
         }
         Ok(())
@@ -343,6 +357,13 @@ fn first_version() -> String {
     "0.1.0".into()
 }
 
+impl Model {
+    /// Side of a patch of `vit-tiny` in pixels.
+    pub fn patch(&self) -> usize {
+        self.patch.unwrap_or(tiny::PATCH)
+    }
+}
+
 impl Default for Model {
     fn default() -> Self {
         Self {
@@ -351,6 +372,7 @@ impl Default for Model {
             padding: Padding::default(),
             norm: Norm::default(),
             branches: None,
+            patch: None,
             init: None,
             head: HeadConfig::default(),
         }
@@ -376,6 +398,7 @@ impl Default for Train {
             checkpoint_steps: 200,
             gradient_checkpointing: false,
             precision: Precision::F32,
+            device: device::Choice::Auto,
             workers: 0,
             cache_mib: 1024,
         }

@@ -10,7 +10,7 @@ mod parts;
 mod subject;
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use numclip::bins::Bin;
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::data::DataError;
+use crate::file::write_whole;
 use crate::fit::FitError;
 use crate::report::{EstimatePoint, Measured, NamedMetrics};
 
@@ -287,12 +288,4 @@ impl Measure {
             false => format!("{value:.3}"),
         }
     }
-}
-
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.persist(path)?;
-    Ok(())
 }

@@ -26,10 +26,12 @@ use rand_chacha::ChaCha8Rng;
 use thiserror::Error;
 
 use crate::config::Config;
-use crate::fit::{FitError, Prepared, Run, Weights, embed_all, loader, prepare, untrained};
+use crate::fit::{
+    FitError, Prepared, Run, TeacherSource, Weights, embed_all, loader, prepare, untrained,
+};
 use crate::graph::ConvNet;
 use crate::model::numclip::NumClip;
-use crate::model::{ImageEncoder, NotConvolutional};
+use crate::model::{Architecture, ImageEncoder, NotConvolutional};
 use crate::quantize::affine::Affine;
 use crate::quantize::calibrate::calibrate;
 use crate::quantize::{int8, onnx, towers};
@@ -149,6 +151,7 @@ pub fn export(options: &Options<'_>) -> Result<Exported, ExportError> {
         prepared: &prepared,
         model: &model,
         options,
+        teacher: recorded.teacher.as_ref(),
     };
     export.run()
 }
@@ -197,6 +200,8 @@ struct Export<'a> {
     prepared: &'a Prepared,
     model: &'a NumClip,
     options: &'a Options<'a>,
+    /// The model that the run learned from.
+    teacher: Option<&'a TeacherSource>,
 }
 
 impl Export<'_> {
@@ -264,7 +269,7 @@ impl Export<'_> {
             .take(self.config.train.batch_size)
             .copied()
             .collect();
-        let loader = loader(self.config, self.prepared, &indices, None)?;
+        let loader = loader(self.config, self.prepared, &indices)?;
         let trained = embed_all(self.config, self.model, &loader)?;
         for (position, embedding) in trained.embeddings.iter().enumerate() {
             let cosine = numclip::verify::cosine(embedding, &float.val.embeddings[position]);
@@ -348,7 +353,7 @@ impl Export<'_> {
                 bin: config.bin.clone(),
             },
             report,
-            provenance: provenance(config, prepared),
+            provenance: provenance(config, prepared, self.teacher),
             files: BTreeMap::new(),
         }
     }
@@ -372,7 +377,7 @@ impl Export<'_> {
     }
 }
 
-fn provenance(config: &Config, prepared: &Prepared) -> Provenance {
+fn provenance(config: &Config, prepared: &Prepared, taught: Option<&TeacherSource>) -> Provenance {
     let weights = config.model.init.as_deref().and_then(Path::file_name);
     Provenance {
         data: config.data.description.clone(),
@@ -382,6 +387,7 @@ fn provenance(config: &Config, prepared: &Prepared) -> Provenance {
             Some(file) => format!("initialised from {}", file.to_string_lossy()),
             None => format!("random, seed {}", config.train.seed),
         },
+        teacher: taught.map(ToString::to_string).unwrap_or_default(),
         architecture: architecture(config),
         seed: config.train.seed,
         revision: option_env!("NUMCLIP_REVISION").unwrap_or_default().into(),
@@ -405,8 +411,9 @@ fn architecture(config: &Config) -> String {
         .as_ref()
         .and_then(serde_json::Value::as_str)
         .unwrap_or_default();
-    format!(
-        "{name}, width {}, {} px",
-        config.model.width, config.preprocess.size
-    )
+    let size = config.preprocess.size;
+    match config.model.architecture {
+        Architecture::VitTiny => format!("{name}, patch {}, {size} px", config.model.patch()),
+        _ => format!("{name}, width {}, {size} px", config.model.width),
+    }
 }

@@ -3,11 +3,15 @@
 mod checkpoint;
 mod evaluate;
 mod gradients;
+mod load;
+mod meter;
 mod objective;
 mod start;
 mod prepare;
+mod parallel;
 mod progress;
 mod run;
+mod teacher;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,22 +22,29 @@ use thiserror::Error;
 
 use crate::checkpoint::CheckpointError;
 use crate::config::Config;
-use crate::data::loader::{LoadError, Unreadable};
-use crate::data::{Augment, DataError, Loader, LoaderConfig};
+use crate::data::loader::LoadError;
+use crate::data::{Batch, DataError, Loader};
+use crate::device::{DeviceError, Opened};
 use crate::model::numclip::NumClip;
 use crate::model::weights::WeightsError;
 use crate::optim::{Ema, GroupedOptimizer, OptimError, clip_gradients, freeze};
 use crate::text::TextError;
 use checkpoint::Counters;
 use gradients::{Pass, is_finite};
+use load::training_loader;
+use meter::Meter;
 use objective::Objective;
+use parallel::{Crew, Taught};
 use progress::Progress;
+use teacher::{Beside, Lessons};
 
 pub use checkpoint::Weights;
 pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
-pub use prepare::{Prepared, prepare, prepare_for, untrained};
+pub use load::loader;
+pub use prepare::{Prepared, prepare, prepare_for, prepare_student, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
-pub use start::WeightsSource;
+pub use start::{TeacherSource, WeightsSource};
+pub use teacher::{Teacher, TeacherError};
 
 /// What a run is asked beside its task file.
 pub struct Options<'a> {
@@ -95,6 +106,27 @@ pub enum FitError {
         "train.precision = \"bf16\" is for vision transformers; this encoder trains in \"f32\""
     )]
     Precision,
+    /// The device asked for is not to be had.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// More devices than batches in a step.
+    #[error(
+        "{devices} devices share out the batches of a step, but train.accumulate gives it \
+         {batches}; set accumulate to a multiple of {devices} (batch_size counts the images of one \
+         batch)"
+    )]
+    Idle {
+        /// Number of devices.
+        devices: usize,
+        /// Batches in a step.
+        batches: usize,
+    },
+    /// There is no teacher to learn from.
+    #[error(transparent)]
+    Teacher(#[from] TeacherError),
+    /// A task whose bins are its teacher's, without them.
+    #[error("the bins of this task are those of its teacher, and it was not opened")]
+    NoBins,
     /// Optimiser settings or state.
     #[error(transparent)]
     Optim(#[from] OptimError),
@@ -155,19 +187,33 @@ fn good(checkpoint: &Option<PathBuf>) -> String {
 /// # Errors
 /// [`FitError`]; the last checkpoint stays usable whatever happens.
 pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> {
+    let devices = config.train.device.open()?;
+    // Teacher and bins are asked on the CPU: what a run was made from is the same on every device.
     let device = Device::flex();
-    let prepared = prepare(config, &device)?;
-    for warning in &prepared.warnings {
-        eprintln!("warning: {warning}");
-    }
+    let teacher = Teacher::open(config, &device)?;
+    let prepared = match &teacher {
+        Some(teacher) => prepare_student(config, teacher)?,
+        None => prepare(config, &device)?,
+    };
+    warn(devices.note.iter().chain(&prepared.warnings));
     let run = Run::open(options.out, config, &prepared, options.resume)?;
-    let mut state = State::new(config, &prepared, &device)?;
+    let mut state = State::new(config, &prepared, &devices.devices[0])?;
     if options.resume {
         state = state.restore(&run)?;
         run.truncate_metrics(&state.counters)?;
     }
-    let trainer = Trainer::new(config, &prepared, &run, &device)?;
+    let trainer = Trainer::new(config, &prepared, &run, &devices)?;
+    let trainer = match &teacher {
+        Some(teacher) => trainer.taught_by(teacher, options.interrupt)?,
+        None => trainer,
+    };
     trainer.train(state, options.interrupt)
+}
+
+fn warn<'a>(warnings: impl IntoIterator<Item = &'a String>) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
 }
 
 /// Everything that changes while training.
@@ -207,8 +253,9 @@ struct Trainer<'a> {
     run: &'a Run,
     loader: Loader,
     validation: Option<Loader>,
-    objective: Objective,
-    device: Device,
+    lessons: Option<Lessons>,
+    devices: &'a Opened,
+    crew: Crew<'a>,
 }
 
 impl<'a> Trainer<'a> {
@@ -216,14 +263,14 @@ impl<'a> Trainer<'a> {
         config: &'a Config,
         prepared: &'a Prepared,
         run: &'a Run,
-        device: &Device,
+        devices: &'a Opened,
     ) -> Result<Self, FitError> {
-        let device = config.training_device(device);
         let splits = &prepared.splits;
-        let loader = loader(config, prepared, &splits.train, Some(&config.augment))?;
+        let images = (config.train.batch_size, config.train.seed);
+        let loader = training_loader(config, prepared, &splits.train, images, None)?;
         let validation = match splits.val.is_empty() {
             true => None,
-            false => Some(self::loader(config, prepared, &splits.val, None)?),
+            false => Some(self::loader(config, prepared, &splits.val)?),
         };
         let counts = prepared.dataset.check_bins(&splits.train, &config.bin)?;
         let objective = Objective::new(config, &counts);
@@ -233,8 +280,26 @@ impl<'a> Trainer<'a> {
             run,
             loader,
             validation,
-            objective,
-            device,
+            lessons: None,
+            devices,
+            crew: Crew::new(config, objective, &devices.devices, |device| {
+                untrained(config, prepared, device)
+            })?,
+        })
+    }
+
+    /// The same with everything that `teacher` says of the training images.
+    fn taught_by(self, teacher: &Teacher, interrupt: &AtomicBool) -> Result<Self, FitError> {
+        let (config, prepared) = (self.config, self.prepared);
+        let lessons = Lessons::new(config, prepared, teacher, interrupt)?;
+        warn(lessons.warnings());
+        let images = (config.train.batch_size, config.train.seed);
+        let views = teacher::views(config, teacher);
+        let train = &prepared.splits.train;
+        Ok(Self {
+            loader: training_loader(config, prepared, train, images, views.as_ref())?,
+            lessons: Some(lessons),
+            ..self
         })
     }
 
@@ -271,6 +336,7 @@ impl<'a> Trainer<'a> {
         let (steps, accumulate) = (self.steps(), self.config.train.accumulate);
         state.model = freeze::apply(&self.config.train.freeze, state.model, epoch + 1);
         state.optimizer.begin_epoch(epoch + 1);
+        let mut meter = Meter::start(self.devices);
         let progress = Progress::start(
             epoch + 1,
             self.config.train.epochs,
@@ -279,17 +345,26 @@ impl<'a> Trainer<'a> {
         );
         let first = state.counters.step * accumulate;
         let mut batches = self.loader.epoch(epoch as u64, first);
+        let shown = epoch * self.loader.steps() + first;
+        let lessons = self.lessons.as_ref();
+        let mut beside = lessons.and_then(|lessons| lessons.beside(shown as u64));
         while state.counters.step < steps {
-            let mut pass = Pass::new(self.config, &self.objective, &self.device);
-            for batch in batches.by_ref().take(accumulate) {
-                let batch = batch?;
-                let skipped = batch.skipped.iter();
-                skipped.for_each(|skipped| progress.warn(&format!("skipped {skipped}")));
-                pass.add(&state.model, &batch);
+            let mut pass = self.crew.begin();
+            let copies = self.crew.copies(&state.model);
+            let mut batches = batches.by_ref().take(accumulate);
+            loop {
+                let together = batches.by_ref().take(self.crew.len());
+                let together = together.map(|batch| self.taught(batch?, &mut beside, &progress));
+                let together: Vec<Taught> = meter.wait(|| together.collect::<Result<_, _>>())?;
+                if together.is_empty() {
+                    break;
+                }
+                self.crew.add(&mut pass, &state.model, &copies, &together);
                 self.require_finite("the loss", pass.loss(), &state.counters)?;
             }
+            meter.add(pass.labels.len());
             state = self.step(state, pass)?;
-            progress.advance(&state.counters.sums);
+            progress.advance(&state.counters.sums, &meter.speed(epoch + 1));
             let stop = interrupt.load(Ordering::Relaxed);
             let due = state
                 .counters
@@ -303,7 +378,25 @@ impl<'a> Trainer<'a> {
                 return Ok(state);
             }
         }
-        self.finish_epoch(state, &progress)
+        self.finish_epoch(state, &progress, &meter)
+    }
+
+    /// A batch with what the teacher says of it and of unlabelled images beside it.
+    fn taught(
+        &self,
+        batch: Batch,
+        beside: &mut Option<Beside<'_>>,
+        progress: &Progress,
+    ) -> Result<Taught, FitError> {
+        let Some(lessons) = &self.lessons else {
+            progress.skipped(&batch);
+            return Ok((batch, None));
+        };
+        let beside = beside.as_mut().and_then(Iterator::next).transpose()?;
+        beside.iter().for_each(|batch| progress.skipped(batch));
+        progress.skipped(&batch);
+        let lesson = lessons.about(self.prepared, &batch, beside)?;
+        Ok((batch, Some(lesson)))
     }
 
     /// Steps in an epoch.
@@ -365,7 +458,13 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn finish_epoch(&self, mut state: State, progress: &Progress) -> Result<State, FitError> {
+    fn finish_epoch(
+        &self,
+        mut state: State,
+        progress: &Progress,
+        meter: &Meter<'_>,
+    ) -> Result<State, FitError> {
+        let speed = meter.speed(state.counters.epoch + 1);
         self.require_finite_weights(&state)?;
         let model = state.evaluated();
         let validation = self
@@ -385,7 +484,8 @@ impl<'a> Trainer<'a> {
         };
         let better = state.counters.update_best(validation);
         self.run.append(&record)?;
-        progress.finish(&record, better);
+        self.run.append_speed(&speed)?;
+        progress.finish(&record, better, &speed);
         if better || self.validation.is_none() {
             self.run.save_best(&model, state.counters.epoch)?;
         }
@@ -397,41 +497,4 @@ impl<'a> Trainer<'a> {
         state.counters.metrics_bytes = self.run.flush()?;
         self.run.save(state)
     }
-}
-
-/// A loader over some samples: for training with `augment`, for evaluation without.
-pub fn loader(
-    config: &Config,
-    prepared: &Prepared,
-    indices: &[usize],
-    augment: Option<&Augment>,
-) -> Result<Loader, FitError> {
-    let train = &config.train;
-    let loader = LoaderConfig {
-        batch: train.batch_size,
-        seed: train.seed,
-        sampling: if augment.is_some() {
-            train.sampling
-        } else {
-            crate::data::Sampling::Sequential
-        },
-        drop_last: augment.is_some() && indices.len() >= train.batch_size,
-        workers: train.workers,
-        cache_mib: train.cache_mib / 2,
-        unreadable: match config.data.max_unreadable {
-            0 => Unreadable::Stop,
-            limit => Unreadable::Skip(limit),
-        },
-        ..LoaderConfig::default()
-    };
-    let augment = augment.cloned().unwrap_or_else(Augment::none);
-    let plan = config.preprocess.clone();
-    Ok(Loader::new(
-        &prepared.dataset,
-        indices,
-        &config.bin,
-        plan,
-        augment,
-        loader,
-    )?)
 }

@@ -14,7 +14,7 @@ use crate::checkpoint::{
 use crate::clip::{ClipFile, Finding, Hints, ImageShape, Scheme, Side, TextShape};
 use crate::fit::{Provenance, Run};
 use crate::model::names::Format;
-use crate::model::{Architecture, EncoderConfig, Norm, Padding, weights};
+use crate::model::{Architecture, EncoderConfig, Norm, Padding, tiny, weights};
 
 /// A weight file, described.
 #[derive(Clone, Debug, Serialize)]
@@ -87,6 +87,9 @@ pub struct Encoder {
     pub padding: Padding,
     /// Whether it has batch normalisation.
     pub norm: Norm,
+    /// Side of a patch in pixels, of a transformer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patch: Option<usize>,
     /// Why it does not fit.
     pub problem: Option<String>,
 }
@@ -159,7 +162,11 @@ fn model(checkpoint: &Checkpoint, hints: &Hints) -> Result<Model, CheckpointErro
         return Ok(Model::Run(run));
     }
     if let Some(format) = Format::of(checkpoint) {
-        return Ok(Model::Encoder(encoder(checkpoint.path(), format)));
+        let describe = match format {
+            Format::TimmVit => transformer,
+            _ => encoder,
+        };
+        return Ok(Model::Encoder(describe(checkpoint.path(), format)));
     }
     if let Some(tensor) = tensors.get("embeddings")
         && let [bins, width] = tensor.shape[..]
@@ -227,6 +234,25 @@ fn encoder(path: &Path, format: Format) -> Encoder {
         architecture: found.as_ref().ok().copied(),
         padding: format.padding(),
         norm,
+        patch: None,
+        problem: found.err(),
+    }
+}
+
+/// Finds the patch size by loading the file with each.
+fn transformer(path: &Path, format: Format) -> Encoder {
+    let load = |patch: usize| {
+        let shape = tiny::shape(7 * patch, patch, 1);
+        let net = tiny::load(&shape, 0, path, &Device::flex());
+        net.map(|_| patch).map_err(|error| error.to_string())
+    };
+    let found = load(16).or_else(|problem| load(32).map_err(|_| problem));
+    Encoder {
+        format: format.to_string(),
+        architecture: found.as_ref().ok().map(|_| Architecture::VitTiny),
+        padding: Padding::default(),
+        norm: Norm::default(),
+        patch: found.as_ref().ok().copied(),
         problem: found.err(),
     }
 }
@@ -262,7 +288,7 @@ fn run_weights(checkpoint: &Checkpoint) -> Result<RunWeights> {
 mod tests {
     use super::*;
     use crate::checkpoint::samples::{self, Sample, Samples};
-    use crate::clip::{Activation, TransformerShape, VitShape, image_layout, random};
+    use crate::clip::{Activation, TransformerShape, VitForm, VitShape, image_layout, random};
 
     fn describe(samples: &Samples) -> Description {
         let folder = tempfile::tempdir().unwrap();
@@ -282,6 +308,7 @@ mod tests {
                 activation: Activation::QuickGelu,
             },
             embedding: 8,
+            form: VitForm::Clip,
         });
         let layout = image_layout(&shape);
         let mut weights = random(layout.clone(), 1);

@@ -2,6 +2,8 @@
 //!
 //! Modules are declared in flow order; a module uses only those above it.
 
+mod file;
+pub mod device;
 pub mod synth;
 pub mod data;
 pub mod graph;
@@ -20,3 +22,4 @@ pub mod export;
 pub mod inspect;
 pub mod eval;
 pub mod study;
+pub mod repro;

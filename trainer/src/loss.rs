@@ -13,8 +13,12 @@
 //! w = d · (M − 1) / Σ d      elsewhere; Σ over the row (image→text) or column (text→image)
 //! ```
 
+mod distill;
+
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, Int, Tensor};
+
+pub use distill::{embedding_distance, softened_divergence};
 
 /// Logit of a positive in the softmax that serves as the text→image target.
 const TARGET_LOGIT: f64 = 10.0;

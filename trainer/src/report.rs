@@ -11,13 +11,14 @@ mod run;
 pub use run::{Measured, of_run, points};
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    io,
     path::{Path, PathBuf},
 };
 
 use numclip::{bins::Bin, metrics::Metrics};
 use serde::{Deserialize, Serialize};
+
+use crate::file::write_whole;
 
 /// Name of the page in its folder.
 pub const FILE_NAME: &str = "report.html";
@@ -107,16 +108,14 @@ pub struct EstimatePoint {
 /// If the folder cannot be written to.
 pub fn write_html(folder: &Path, report: &RunReport) -> io::Result<PathBuf> {
     let path = folder.join(FILE_NAME);
-    let draft = folder.join(format!(".{FILE_NAME}.part"));
-    let mut file = File::create(&draft)?;
-    file.write_all(page::render(report).as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&draft, &path)?;
+    write_whole(&path, page::render(report).as_bytes())?;
     Ok(path)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// A run with every part filled in.

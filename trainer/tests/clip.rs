@@ -10,8 +10,8 @@ use numclip::pipeline::Pipeline;
 use numclip::preprocess::Plan;
 use numclip::verify::replay;
 use numclip_trainer::clip::{
-    Activation, ImageShape, ResNetShape, TextShape, TransformerShape, VitShape, image_layout,
-    random, text_layout,
+    Activation, ImageShape, ResNetShape, TextShape, TransformerShape, VitForm, VitShape,
+    image_layout, random, text_layout,
 };
 use numclip_trainer::config::Config;
 use numclip_trainer::export;
@@ -31,12 +31,13 @@ fn transformer(width: usize) -> TransformerShape {
     }
 }
 
-fn vit() -> ImageShape {
+pub fn vit() -> ImageShape {
     ImageShape::Vit(VitShape {
         image: 32,
         patch: 8,
         transformer: transformer(24),
         embedding: 16,
+        form: VitForm::Clip,
     })
 }
 
@@ -51,7 +52,7 @@ fn resnet() -> ImageShape {
 }
 
 /// Writes a CLIP model with random weights and a logit scale of 50 into a folder.
-fn checkpoint(folder: &Path, image: &ImageShape) -> PathBuf {
+pub fn checkpoint(folder: &Path, image: &ImageShape) -> PathBuf {
     let text = TextShape {
         vocabulary: 49_408,
         context_length: 24,

@@ -4,7 +4,9 @@
 mod common;
 mod bad_input;
 mod clip;
+mod distill;
 mod export;
 mod failures;
+mod repro;
 mod resume;
 mod study;

@@ -45,6 +45,16 @@ fn folded(folder: &Path, weights: Weights) -> (ConvNet, Regressor, Vec<f32>) {
 }
 
 #[test]
+fn the_last_weights_are_averaged_like_the_best() {
+    let folder = tempfile::tempdir().unwrap();
+    // Without validation the best weights are those of the last epoch.
+    let text = task(MODELS[0]).replace("val_fraction = 0.3", "val_fraction = 0.0");
+    let out = folder.path().join("run");
+    run(&config(folder.path(), &text), &out, false).unwrap();
+    assert_eq!(folded(&out, Weights::Best), folded(&out, Weights::Last));
+}
+
+#[test]
 fn stopping_after_every_step_changes_nothing() {
     for index in [0, 1, 3] {
         let model = MODELS[index];

@@ -5,7 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Error;
 use numclip::bundle::BundleError;
+#[cfg(feature = "live")]
+use numclip::detect::DetectError;
 use numclip::encode::EncodeError;
+#[cfg(feature = "live")]
+use numclip::live::LiveError;
 use numclip::verify::ReplayError;
 
 use crate::inputs::InputError;
@@ -33,11 +37,12 @@ pub struct UsageError(pub String);
 
 /// The exit code that `error` stands for.
 pub fn of(error: &Error) -> Exit {
-    if error.is::<UsageError>() {
+    if error.is::<UsageError>() || is_fault_of_view(error) {
         Exit::Usage
     } else if error.is::<InputError>() || error.is::<LabelsError>() {
         Exit::Input
     } else if error.is::<BundleError>()
+        || is_fault_of_package(error)
         || error.downcast_ref().is_some_and(is_fault_of_bundle)
         || error.downcast_ref().is_some_and(is_fault_of_golden)
     {
@@ -65,8 +70,42 @@ impl From<Exit> for ExitCode {
     }
 }
 
+/// A region that leaves the pictures, or a detector that is none.
+#[cfg(feature = "live")]
+fn is_fault_of_view(error: &Error) -> bool {
+    error.is::<DetectError>() || matches!(error.downcast_ref(), Some(LiveError::Region(_)))
+}
+
+#[cfg(not(feature = "live"))]
+fn is_fault_of_view(_: &Error) -> bool {
+    false
+}
+
 fn is_fault_of_bundle(error: &EncodeError) -> bool {
     !matches!(error, EncodeError::Run { .. })
+}
+
+#[cfg(feature = "flash")]
+fn is_fault_of_package(error: &Error) -> bool {
+    use numclip::package::PackageError;
+    use numclip::signature::SignatureError;
+    let is_fault = |error: &PackageError| !matches!(error, PackageError::Io { .. });
+    error.downcast_ref().is_some_and(is_fault)
+        || matches!(
+            error.downcast_ref(),
+            Some(
+                SignatureError::Foreign { .. }
+                    | SignatureError::Revoked { .. }
+                    | SignatureError::Wrong { .. }
+                    | SignatureError::OtherPackage { .. }
+                    | SignatureError::Package(_)
+            )
+        )
+}
+
+#[cfg(not(feature = "flash"))]
+fn is_fault_of_package(_: &Error) -> bool {
+    false
 }
 
 fn is_fault_of_golden(error: &ReplayError) -> bool {

@@ -204,6 +204,7 @@ fn origin(provenance: &Provenance) -> Vec<(String, String)> {
     let lines = [
         ("architecture", &provenance.architecture),
         ("weights", &provenance.weights),
+        ("teacher", &provenance.teacher),
         ("text tower", &provenance.text_tower),
         ("data", &provenance.data),
         ("data digest", &provenance.data_digest),

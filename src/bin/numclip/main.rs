@@ -3,17 +3,24 @@
 
 mod annotate;
 mod bench;
+#[cfg(feature = "live")]
+mod cameras;
 mod canvas;
 mod exit;
+#[cfg(feature = "flash")]
+mod flash;
 mod inputs;
 mod inspect;
 mod labels;
 mod predict;
-mod record;
 #[cfg(feature = "live")]
 mod run;
 mod table;
 mod verify;
+#[cfg(feature = "live")]
+mod view;
+#[cfg(feature = "http")]
+mod web;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -42,9 +49,14 @@ enum Command {
     Predict(predict::Args),
     #[cfg(feature = "live")]
     Run(run::Args),
+    #[cfg(feature = "live")]
+    Cameras(cameras::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    #[cfg(feature = "flash")]
+    #[command(flatten)]
+    Flash(flash::Command),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -84,9 +96,13 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Predict(args) => predict::run(&args, cli.verbose),
         #[cfg(feature = "live")]
         Command::Run(args) => run::run(&args, cli.verbose),
+        #[cfg(feature = "live")]
+        Command::Cameras(args) => cameras::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args, start),
+        #[cfg(feature = "flash")]
+        Command::Flash(command) => flash::run(&command),
     }
 }
 

@@ -8,23 +8,22 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, available_parallelism};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use jiff::Timestamp;
 use numclip::bundle::{Bundle, Manifest};
 use numclip::decode;
 use numclip::estimate::Estimate;
 use numclip::metrics::{self, Metrics};
 use numclip::pipeline::{Pipeline, Timed, Worker};
+use numclip::record::{Failure, Record};
 
 use crate::EngineChoice;
 use crate::annotate::{self, Painter};
 use crate::exit::{Exit, UsageError};
 use crate::inputs::{self, Input, InputError};
 use crate::labels::LabelsArgs;
-use crate::record::{Failure, Record, time_of};
 use crate::table::{self, Layout};
 
 /// Results that a thread may be ahead of what is printed.
@@ -83,7 +82,7 @@ type Outcome = Result<Seen, Fault>;
 struct Seen {
     timed: Timed,
     decode: Duration,
-    time: Timestamp,
+    time: SystemTime,
 }
 
 /// Why a picture gave nothing.
@@ -285,7 +284,7 @@ fn score(worker: &mut Worker<'_>, painter: &Painter<'_>, job: &Job) -> Outcome {
     Ok(Seen {
         timed,
         decode,
-        time: time_of(&frame),
+        time: frame.time.unwrap_or_else(SystemTime::now),
     })
 }
 

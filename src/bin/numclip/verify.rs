@@ -14,16 +14,21 @@ use crate::EngineChoice;
 use crate::exit::Exit;
 use crate::table::{padded, with_unit};
 
-/// Check a bundle: checksums, then its golden vectors on this machine.
+/// Check a bundle: checksums, then its golden vectors on this machine; or a
+/// package: checksums and signature.
 ///
 /// Ends with 3 if the bundle is damaged, with 1 if this machine computes
 /// something else than the trainer did.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  numclip verify models/gauge")]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Folder of the model bundle.
-    #[arg(value_name = "DIR")]
+    /// Folder of the model bundle, or a package.
+    #[arg(value_name = "DIR|PACKAGE")]
     model: PathBuf,
+    /// Trusted key, or folder of them: check the package's signature too.
+    #[cfg(feature = "flash")]
+    #[arg(long, value_name = "DIR|FILE")]
+    trust: Option<PathBuf>,
     /// Engine that runs the encoder: auto, int8 or tract.
     #[arg(long, default_value = "auto")]
     engine: EngineChoice,
@@ -32,11 +37,19 @@ pub struct Args {
     json: bool,
 }
 
+const EXAMPLES: &str = "Examples:
+  numclip verify models/gauge
+  numclip verify gauge.numclip --trust release.pub";
+
 /// Runs the command.
 ///
 /// # Errors
-/// When the bundle cannot be used, or a golden case cannot be run at all.
+/// When the bundle or package cannot be used, or a golden case cannot be run at all.
 pub fn run(args: &Args) -> Result<Exit> {
+    #[cfg(feature = "flash")]
+    if args.model.is_file() || args.trust.is_some() {
+        return crate::flash::verify_package(&args.model, args.trust.as_deref(), args.json);
+    }
     let files = check_files(&args.model)?;
     if !args.json {
         print(&files_text(&files))?;

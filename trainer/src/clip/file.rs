@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::hints::{self, Hints};
 use super::names::{self, Piece, Scheme};
 use super::{
-    Entry, ImageShape, RESNET_STEP, ResNetShape, TextShape, TransformerShape, VitShape, Weights,
-    image_layout, text_layout,
+    Entry, ImageShape, RESNET_STEP, ResNetShape, TextShape, TransformerShape, VitForm, VitShape,
+    Weights, image_layout, text_layout,
 };
 use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointErrorKind, Result};
 
@@ -185,7 +185,7 @@ impl ClipFile {
                 let data = TensorData::new(values, entry.shape.clone());
                 Ok((entry.name.clone(), data))
             });
-            Ok(Weights(tensors.collect::<Result<_>>()?))
+            Ok(Weights::new(tensors.collect::<Result<_>>()?))
         };
         read().map_err(|kind| self.checkpoint.error(kind))
     }
@@ -279,6 +279,7 @@ impl ClipFile {
             patch,
             transformer: self.transformer("visual.", width, heads)?,
             embedding,
+            form: VitForm::Clip,
         }))
     }
 

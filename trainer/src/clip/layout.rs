@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::{ImageShape, RESNET_STEP, ResNetShape, TextShape, TransformerShape, VitShape};
+use super::{ImageShape, RESNET_STEP, ResNetShape, TextShape, TransformerShape, VitForm, VitShape};
 
 /// One tensor of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +40,10 @@ pub enum Init {
 /// # Panics
 /// They panic when a tensor is not of the layout or was taken before, which is a mistake in the
 /// caller.
-pub struct Weights(pub(super) BTreeMap<String, TensorData>);
+pub struct Weights {
+    pub(super) tensors: BTreeMap<String, TensorData>,
+    epsilon: f64,
+}
 
 /// The text side, in a fixed order.
 ///
@@ -77,13 +80,26 @@ pub fn random(layout: Vec<Entry>, seed: u64) -> Weights {
         let values = draw(&mut random, &entry.init, entry.shape.iter().product());
         (entry.name, TensorData::new(values, entry.shape))
     });
-    Weights(tensors.collect())
+    Weights::new(tensors.collect())
 }
 
 impl Weights {
+    /// Tensors by name; ε of the layer norms is 1e-5.
+    pub fn new(tensors: BTreeMap<String, TensorData>) -> Self {
+        Self {
+            tensors,
+            epsilon: VitForm::Clip.epsilon(),
+        }
+    }
+
+    /// The same with another ε of the layer norms.
+    pub fn with_epsilon(self, epsilon: f64) -> Self {
+        Self { epsilon, ..self }
+    }
+
     /// The values of a tensor.
     pub fn data(&mut self, name: &str) -> TensorData {
-        self.0.remove(name).expect("a tensor of the layout")
+        self.tensors.remove(name).expect("a tensor of the layout")
     }
 
     /// A tensor as it is.
@@ -104,10 +120,12 @@ impl Weights {
         }
     }
 
-    /// The layer norm of the given name, ε = 1e-5.
+    /// The layer norm of the given name.
     pub fn layer_norm(&mut self, name: &str, device: &Device) -> LayerNorm {
         let gamma = self.param::<1>(&format!("{name}.weight"), device);
-        let mut norm = LayerNormConfig::new(gamma.val().dims()[0]).init(device);
+        let mut norm = LayerNormConfig::new(gamma.val().dims()[0])
+            .with_epsilon(self.epsilon)
+            .init(device);
         norm.gamma = gamma;
         norm.beta = Some(self.param(&format!("{name}.bias"), device));
         norm
@@ -141,7 +159,9 @@ fn vit(shape: &VitShape) -> Vec<Entry> {
         normal("visual.proj", [width, shape.embedding], scale),
         convolution("visual.conv1", patches),
     ];
-    entries.extend(norm("visual.ln_pre", width));
+    if shape.form == VitForm::Clip {
+        entries.extend(norm("visual.ln_pre", width));
+    }
     entries.extend(norm("visual.ln_post", width));
     blocks("visual.transformer", &shape.transformer, &mut entries);
     entries
@@ -344,7 +364,8 @@ mod tests {
         let drawn = |threads: usize, seed: u64| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             let layout = text_layout(&text(8, 2));
-            pool.expect("a pool").install(|| random(layout, seed).0)
+            pool.expect("a pool")
+                .install(|| random(layout, seed).tensors)
         };
         let first = drawn(1, 5);
         assert!(first == drawn(3, 5));
@@ -359,7 +380,7 @@ mod tests {
             vocabulary: 49_408,
             ..text(64, 8)
         };
-        let weights = random(text_layout(&shape), 0).0;
+        let weights = random(text_layout(&shape), 0).tensors;
         let block = |part: &str| format!("transformer.resblocks.3.{part}");
         // Width 64: width^-0.5 is 1/8; (2 · layers)^-0.5 is 1/4; (2 · width)^-0.5 is 0.0884.
         for (name, expected) in [
@@ -412,6 +433,7 @@ mod tests {
                 patch,
                 transformer: transformer(width, layers),
                 embedding,
+                form: VitForm::Clip,
             })
         };
         let resnet = ImageShape::ResNet(ResNetShape {

@@ -82,6 +82,30 @@ pub struct VitShape {
     pub transformer: TransformerShape,
     /// Width of the result.
     pub embedding: usize,
+    /// Which of the two kinds it is.
+    pub form: VitForm,
+}
+
+/// What sets vision transformers apart beside their sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VitForm {
+    /// CLIP's: a layer norm ahead of the blocks; ε of the norms is 1e-5.
+    #[default]
+    Clip,
+    /// The original (Dosovitskiy et al., ICLR 2021), as timm has it: no norm ahead of the blocks;
+    /// ε is 1e-6.
+    Plain,
+}
+
+impl VitForm {
+    /// ε of the layer norms.
+    pub fn epsilon(self) -> f64 {
+        match self {
+            Self::Clip => 1e-5,
+            Self::Plain => 1e-6,
+        }
+    }
 }
 
 /// CLIP's residual network: a stem of three convolutions, average pooling ahead of every strided

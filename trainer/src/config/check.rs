@@ -90,12 +90,20 @@ impl Config {
         self.train.schedule.validate()?;
         self.check_encoder()?;
         self.check_protocol()?;
+        self.check_teacher()?;
         self.check_train()
     }
 
     fn check_encoder(&self) -> Result<(), ConfigErrorKind> {
         let model = &self.model;
-        if model.architecture != Architecture::Clip {
+        let architecture = model.architecture;
+        require(
+            architecture == Architecture::VitTiny || model.patch.is_none(),
+            "model.patch",
+            "none but beside architecture = \"vit-tiny\"",
+            &model.patch,
+        )?;
+        if architecture.is_convolutional() {
             return require(
                 self.train.precision == Precision::F32,
                 "train.precision",
@@ -104,7 +112,7 @@ impl Config {
             );
         }
         require(
-            model.init.is_some(),
+            architecture != Architecture::Clip || model.init.is_some(),
             "model.init",
             "a CLIP checkpoint, from which architecture = \"clip\" takes its network",
             &"none",
@@ -113,8 +121,23 @@ impl Config {
         require(
             shape == (1.0, Padding::default(), Norm::default(), None),
             "model",
-            "no width, padding, norm or branches beside architecture = \"clip\"",
+            "no width, padding, norm or branches beside architecture = \"clip\" or \"vit-tiny\"",
             &shape,
+        )?;
+        match architecture {
+            Architecture::VitTiny => self.check_patches(),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_patches(&self) -> Result<(), ConfigErrorKind> {
+        let (patch, size) = (self.model.patch(), self.preprocess.size as usize);
+        require([16, 32].contains(&patch), "model.patch", "16 or 32", &patch)?;
+        require(
+            size.is_multiple_of(patch),
+            "preprocess.size",
+            &format!("a multiple of {patch}, the side of a patch"),
+            &size,
         )
     }
 
@@ -241,7 +264,7 @@ impl Config {
     }
 }
 
-fn require(
+pub(super) fn require(
     fits: bool,
     field: &'static str,
     expected: &str,

@@ -18,7 +18,8 @@ impl Config {
         let (Architecture::Clip, Some(path)) = (self.model.architecture, &self.model.init) else {
             return Ok(());
         };
-        if self.text.weights.is_none() && self.text.embeddings.is_none() {
+        let own_bins = self.text.weights.is_none() && self.text.embeddings.is_none();
+        if own_bins && self.teacher.is_none() {
             self.text.weights = Some(path.clone());
         }
         if !is_set(written, &["train", "optimizer", "lr"]) {

@@ -40,7 +40,8 @@ pub struct Sample {
     pub path: PathBuf,
     /// The path as the table gives it.
     pub name: String,
-    /// Label in the task's unit; the mean where several were given.
+    /// Label in the task's unit; the mean where several were given; not a number for an image
+    /// without one.
     pub label: f32,
     /// The single labels where several were given, otherwise empty.
     pub votes: Vec<f32>,
@@ -52,8 +53,8 @@ pub struct Sample {
     pub line: u64,
 }
 
-/// Labelled images in the order of their table; never empty.
-#[derive(Clone, Debug)]
+/// Labelled images in the order of their table, and unlabelled ones behind them.
+#[derive(Clone, Debug, Default)]
 pub struct Dataset {
     table: PathBuf,
     samples: Vec<Sample>,
@@ -114,6 +115,21 @@ impl Dataset {
             sample.split = split;
         }
         dataset
+    }
+
+    /// The same with images behind the labelled ones that have no label.
+    pub fn with_unlabelled(mut self, paths: Vec<PathBuf>) -> Self {
+        let sample = |path: PathBuf| Sample {
+            name: path.display().to_string(),
+            path,
+            label: f32::NAN,
+            votes: Vec::new(),
+            group: None,
+            split: None,
+            line: 0,
+        };
+        self.samples.extend(paths.into_iter().map(sample));
+        self
     }
 
     /// Labels of some samples.
@@ -204,7 +220,25 @@ impl Dataset {
     }
 }
 
+/// Paths of the images that a CSV table lists; its other columns are not looked at.
+pub(super) fn paths_of(table: &Path, columns: &Columns) -> Result<Vec<PathBuf>, DataError> {
+    let (header, records) = read_records(table)?;
+    let place = find(&header, &columns.path).map_err(|kind| DataError::new(table, 1, kind))?;
+    let names = records.iter().map(|record| record.get(place));
+    Ok(names.flatten().map(|name| beside(table, name)).collect())
+}
+
 fn read_csv(table: &Path, columns: &Columns) -> Result<Vec<Sample>, DataError> {
+    let (header, records) = read_records(table)?;
+    let places = Places::find(&header, columns).map_err(|kind| DataError::new(table, 1, kind))?;
+    let sample = |record: &csv::StringRecord| {
+        let line = record.position().map_or(0, csv::Position::line);
+        places.sample(table, record, line)
+    };
+    records.iter().map(sample).collect()
+}
+
+fn read_records(table: &Path) -> Result<(csv::StringRecord, Vec<csv::StringRecord>), DataError> {
     let file = fs::File::open(table).map_err(|e| DataError::new(table, None, e))?;
     let mut reader = csv::ReaderBuilder::new()
         .trim(csv::Trim::All)
@@ -214,15 +248,17 @@ fn read_csv(table: &Path, columns: &Columns) -> Result<Vec<Sample>, DataError> {
         DataError::new(table, line, Kind::Csv(e))
     };
     let header = reader.headers().map_err(invalid)?.clone();
-    let places = Places::find(&header, columns).map_err(|kind| DataError::new(table, 1, kind))?;
-    reader
-        .records()
-        .map(|record| {
-            let record = record.map_err(invalid)?;
-            let line = record.position().map_or(0, csv::Position::line);
-            places.sample(table, &record, line)
-        })
-        .collect()
+    let records = reader.records().collect::<Result<_, _>>();
+    Ok((header, records.map_err(invalid)?))
+}
+
+/// Place of a column.
+fn find(header: &csv::StringRecord, name: &str) -> Result<usize, Kind> {
+    let place = header.iter().position(|h| h == name);
+    place.ok_or_else(|| Kind::Column {
+        expected: name.into(),
+        got: header.iter().map(Into::into).collect(),
+    })
 }
 
 /// Which column is where.
@@ -236,19 +272,13 @@ struct Places {
 impl Places {
     fn find(header: &csv::StringRecord, columns: &Columns) -> Result<Self, Kind> {
         let place = |name: &str| header.iter().position(|h| h == name);
-        let must = |name: &str| {
-            place(name).ok_or_else(|| Kind::Column {
-                expected: name.into(),
-                got: header.iter().map(Into::into).collect(),
-            })
-        };
         let may = |named: &Option<String>, usual| match named {
-            Some(name) => must(name).map(Some),
+            Some(name) => find(header, name).map(Some),
             None => Ok(place(usual)),
         };
         Ok(Self {
-            path: must(&columns.path)?,
-            label: must(&columns.label)?,
+            path: find(header, &columns.path)?,
+            label: find(header, &columns.label)?,
             group: may(&columns.group, "group")?,
             split: may(&columns.split, "split")?,
         })

@@ -17,7 +17,12 @@ pub(super) fn digest(samples: &[Sample], prints: &[Fingerprint]) -> String {
         all.update(sample.label.to_le_bytes());
         all.update(print.sha256);
     }
-    all.finalize().iter().fold(String::new(), |mut hex, byte| {
+    hexadecimal(&all.finalize())
+}
+
+/// Bytes in lower-case hexadecimal.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
     })

@@ -73,6 +73,12 @@ pub enum DataErrorKind {
         /// How many more images are missing.
         more: usize,
     },
+    /// A folder or pattern of unlabelled images without any.
+    #[error("no image here; expected a folder, a pattern such as photos/**/*.jpg, or a CSV table")]
+    NoImages,
+    /// A pattern that is none.
+    #[error("no pattern: {0}")]
+    Pattern(String),
     /// No rows.
     #[error("no images listed; expected a header and at least one row")]
     Empty,

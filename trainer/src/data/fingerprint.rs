@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     ffi::OsString,
     fs::{self, File},
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -28,6 +28,7 @@ use safetensors::{
 use sha2::{Digest, Sha256};
 
 use super::{dataset::Dataset, error::DataError};
+use crate::file::write_whole;
 
 /// Side of a [`Look`], in pixels.
 pub const SIDE: usize = 16;
@@ -196,10 +197,7 @@ fn write_cache(path: &Path, entries: Vec<(&str, &Entry)>) -> io::Result<()> {
         None::<HashMap<String, String>>,
     )
     .map_err(io::Error::other)?;
-    let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-    file.write_all(&bytes)?;
-    file.persist(path)?;
-    Ok(())
+    write_whole(path, &bytes)
 }
 
 /// None where there is no such file, or a damaged one.

@@ -37,6 +37,9 @@ pub const LEAST_CORRELATION: f32 = 0.997;
 /// all look alike and are compared by their bytes alone.
 const LEAST_CONTRAST: f32 = 2.0;
 
+/// Name of the images without labels where leaks are named.
+pub const UNLABELLED: &str = "unlabelled";
+
 /// What to do about leaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -44,7 +47,8 @@ pub enum LeakPolicy {
     /// Do not train.
     #[default]
     Refuse,
-    /// Leave copies out of training, and of validation where test has them.
+    /// Leave copies out of training and of the unlabelled images, and of validation where test has
+    /// them.
     /// Groups in two splits are refused all the same.
     Drop,
     /// Train, and record the leaks with the run.
@@ -100,10 +104,11 @@ pub fn find(dataset: &Dataset, splits: &Splits, prints: &[Fingerprint]) -> Vec<L
         ("train", &splits.train),
         ("val", &splits.val),
         ("test", &splits.test),
+        (UNLABELLED, &splits.unlabelled),
     ];
     let looks: Vec<Option<Sketch>> = prints.par_iter().map(|p| Sketch::new(&p.look)).collect();
     let mut leaks = Vec::new();
-    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+    for (a, b) in [(0, 1), (0, 2), (1, 2), (3, 1), (3, 2)] {
         let pair = Pair {
             dataset,
             first: sides[a],
@@ -142,9 +147,12 @@ pub fn drop_copies(splits: &mut Splits, leaks: &[Leak]) {
         let of_split = leaks.iter().filter(|leak| leak.first.split == split);
         of_split.map(|leak| leak.first.index).collect()
     };
-    let (train, val) = (copies("train"), copies("val"));
+    let (train, val, unlabelled) = (copies("train"), copies("val"), copies(UNLABELLED));
     splits.train.retain(|index| !train.contains(index));
     splits.val.retain(|index| !val.contains(index));
+    splits
+        .unlabelled
+        .retain(|index| !unlabelled.contains(index));
 }
 
 impl Leak {

@@ -22,11 +22,12 @@ use rayon::{ThreadPoolBuildError, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use self::work::{Item, Shared};
+use self::work::{Item, Shared, Shown};
 use super::{
     augment::{Augment, AugmentError},
     dataset::Dataset,
     sampling::Sampling,
+    view::Views,
 };
 
 /// How batches are made.
@@ -77,6 +78,8 @@ pub struct Batch {
     pub bins: Vec<usize>,
     /// `[N]`, positions in [`Dataset::samples`].
     pub indices: Vec<usize>,
+    /// `[N]`, numbers of the views shown; 0 of a loader without fixed views.
+    pub views: Vec<u32>,
     /// Images left out.
     pub skipped: Vec<Skipped>,
 }
@@ -189,8 +192,46 @@ impl Loader {
         augment: Augment,
         config: LoaderConfig,
     ) -> Result<Self, LoadError> {
-        plan.check()?;
         augment.check()?;
+        Self::build(dataset, indices, bins, plan, Shown::New(augment), config)
+    }
+
+    /// Prepares to load fixed views of some samples, whose files have the digests `sha256` (in the
+    /// order of [`Dataset::samples`]): in each epoch the next of every image.
+    ///
+    /// # Errors
+    ///
+    /// If a setting is out of its range or threads cannot be started.
+    pub fn of_views(
+        dataset: &Dataset,
+        indices: &[usize],
+        bins: &[Bin],
+        plan: Plan,
+        (views, sha256): (Views, &[[u8; 32]]),
+        config: LoaderConfig,
+    ) -> Result<Self, LoadError> {
+        views.augment.check()?;
+        views.plan.check()?;
+        let sha256 = indices.iter().map(|&index| sha256[index]).collect();
+        Self::build(
+            dataset,
+            indices,
+            bins,
+            plan,
+            Shown::Fixed { views, sha256 },
+            config,
+        )
+    }
+
+    fn build(
+        dataset: &Dataset,
+        indices: &[usize],
+        bins: &[Bin],
+        plan: Plan,
+        shown: Shown,
+        config: LoaderConfig,
+    ) -> Result<Self, LoadError> {
+        plan.check()?;
         if config.batch == 0 {
             return Err(LoadError::BatchSize);
         }
@@ -211,7 +252,7 @@ impl Loader {
             shared: Arc::new(Shared {
                 items: indices.iter().map(item).collect(),
                 plan,
-                augment,
+                shown,
                 pool: ThreadPoolBuilder::new()
                     .num_threads(config.workers)
                     .build()?,
@@ -263,6 +304,7 @@ impl Iterator for Epoch {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::time::{Duration, Instant};
 
     use image::{Rgb, RgbImage};
 
@@ -412,6 +454,44 @@ mod tests {
     }
 
     #[test]
+    fn fixed_views_come_in_turn() {
+        let pictures = pictures();
+        let all: Vec<usize> = (0..13).collect();
+        let digests: Vec<[u8; 32]> = (0..13).map(|i| [i; 32]).collect();
+        let open = |indices: &[usize], seed| {
+            let views = Views::new(3, &Plan::clip(16), 16, Augment::default());
+            let config = LoaderConfig { seed, ..config() };
+            let (set, plan) = (&pictures.dataset, Plan::clip(16));
+            Loader::of_views(set, indices, &bins(), plan, (views, &digests), config).unwrap()
+        };
+        let shown = |loader: &Loader, epoch| -> Vec<(usize, u32, Vec<f32>)> {
+            let batches = batches(loader, epoch, 0).into_iter();
+            let rows = batches.flat_map(|b| {
+                let images = b.images.chunks_exact(3 * 16 * 16).map(<[f32]>::to_vec);
+                let rows = b.indices.into_iter().zip(b.views).zip(images);
+                rows.map(|((index, view), image)| (index, view, image))
+                    .collect::<Vec<_>>()
+            });
+            let mut rows: Vec<_> = rows.collect();
+            rows.sort_by_key(|row| row.0);
+            rows
+        };
+        let first = shown(&open(&all, 1), 0);
+        assert!(first.iter().all(|row| row.1 == 0));
+        let second = shown(&open(&all, 1), 1);
+        assert!(second.iter().all(|row| row.1 == 1));
+        assert!(first.iter().zip(&second).all(|(a, b)| a.2 != b.2));
+        // Neither the seed nor the other images matter.
+        assert_eq!(shown(&open(&all, 2), 3), first);
+        assert_eq!(shown(&open(&[4], 1), 0), first[4..5]);
+    }
+
+    #[test]
+    fn an_image_shown_again_shows_its_next_view() {
+        assert_eq!(work::repeats(&[2, 0, 2, 2, 1, 0], 3), [0, 0, 1, 2, 0, 1]);
+    }
+
+    #[test]
     fn an_unreadable_image_stops_or_is_skipped() {
         let pictures = pictures();
         let broken = pictures.folder.path().join("6.png");
@@ -442,6 +522,30 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn batches_are_made_before_they_are_asked_for() {
+        let pictures = pictures();
+        let ahead = LoaderConfig {
+            batch: 2,
+            prefetch: 2,
+            sampling: Sampling::Sequential,
+            ..config()
+        };
+        let loader = loader(&pictures, ahead);
+        let _epoch = loader.epoch(0, 0);
+        let ready = || {
+            let items = loader.shared.items.iter();
+            items.filter(|item| item.cached.get().is_some()).count()
+        };
+        // Two wait, and a third is ready to follow; nothing has been taken.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while ready() < 6 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(ready(), 6);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 pub mod augment;
 pub mod dataset;
-mod digest;
+pub(crate) mod digest;
 mod error;
 pub mod fingerprint;
 pub mod leak;
@@ -17,6 +17,8 @@ pub mod loader;
 pub mod protocol;
 pub mod sampling;
 pub mod split;
+pub mod unlabelled;
+pub mod view;
 
 pub use augment::Augment;
 pub use dataset::{Columns, Dataset, Sample};
@@ -26,3 +28,4 @@ pub use loader::{Batch, Loader, LoaderConfig};
 pub use protocol::Protocol;
 pub use sampling::{Sampling, Weighting};
 pub use split::{SplitPlan, Splits};
+pub use view::Views;

@@ -52,6 +52,8 @@ pub struct Splits {
     pub val: Vec<usize>,
     /// For reporting.
     pub test: Vec<usize>,
+    /// Without labels, for a teacher's outputs to be learned.
+    pub unlabelled: Vec<usize>,
 }
 
 impl Default for SplitPlan {

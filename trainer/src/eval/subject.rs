@@ -11,8 +11,11 @@ use rayon::prelude::*;
 
 use super::{EvalError, Evaluation, Ordinality, Row, measures, parts};
 use crate::data::{Columns, Dataset};
+use crate::device::Choice;
 use crate::export::calibrate_interval;
-use crate::fit::{Prepared, Run, Weights, embed_all, loader, prepare, prepare_for, untrained};
+use crate::fit::{
+    FitError, Prepared, Run, Weights, embed_all, loader, prepare, prepare_for, untrained,
+};
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,21 +204,19 @@ fn evaluate_run(
     if asked.is_empty() {
         return Err(EvalError::NoImages(name));
     }
-    let model = run.load(untrained(&config, measured, &device)?, weights)?;
+    let fastest = Choice::Auto.open().map_err(FitError::from)?;
+    let model = untrained(&config, measured, &fastest.devices[0])?;
+    let model = run.load(model, weights)?;
     let plain = measured.estimator(&config, &model, None)?;
     let interval = match &own {
         Some(own) if !own.splits.val.is_empty() => {
-            let val = embed_all(
-                &config,
-                &model,
-                &loader(&config, own, &own.splits.val, None)?,
-            )?;
+            let val = embed_all(&config, &model, &loader(&config, own, &own.splits.val)?)?;
             calibrate_interval(&config.bin, &plain, &val, config.export.coverage)
         }
         _ => None,
     };
     let estimator = measured.estimator(&config, &model, interval)?;
-    let embedded = embed_all(&config, &model, &loader(&config, measured, &asked, None)?)?;
+    let embedded = embed_all(&config, &model, &loader(&config, measured, &asked)?)?;
     let estimates = embedded.indices.iter().zip(&embedded.embeddings);
     Estimated {
         subject,

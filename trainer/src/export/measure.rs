@@ -87,7 +87,7 @@ pub fn tensors(
     prepared: &Prepared,
     indices: &[usize],
 ) -> Result<Vec<Vec<f32>>, ExportError> {
-    let loader = loader(config, prepared, indices, None)?;
+    let loader = loader(config, prepared, indices)?;
     let mut tensors = Vec::with_capacity(indices.len());
     for batch in loader.epoch(0, 0) {
         let batch = batch.map_err(crate::fit::FitError::from)?;
@@ -154,7 +154,7 @@ fn embed(
     model: &TractModel,
     indices: &[usize],
 ) -> Result<Embedded, ExportError> {
-    let loader = loader(config, prepared, indices, None)?;
+    let loader = loader(config, prepared, indices)?;
     let mut all = Embedded::default();
     for batch in loader.epoch(0, 0) {
         let batch = batch.map_err(crate::fit::FitError::from)?;

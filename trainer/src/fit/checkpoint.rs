@@ -1,8 +1,6 @@
 //! A run's state in one file: written beside its place, synced, renamed.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Write as _};
 use std::path::Path;
 
 use burn::module::Module;
@@ -15,7 +13,9 @@ use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 
 use super::{FitError, Run, State};
+use crate::file::write_whole;
 use crate::model::numclip::NumClip;
+use crate::optim::Ema;
 
 const MODEL: &str = "model";
 const OPTIMIZER: &str = "optimizer";
@@ -28,7 +28,7 @@ pub enum Weights {
     /// Those of the epoch with the least validation error, averaged where the
     /// task asks for it.
     Best,
-    /// Those of the last checkpoint.
+    /// Those of the last checkpoint, averaged where the task asks for it.
     Last,
 }
 
@@ -163,24 +163,18 @@ impl Run {
         let bytes = std::fs::read(&path).map_err(|error| file_error(&path, &error))?;
         let fail = |message: String| file_error(&path, &message);
         let file = SafeTensors::deserialize(&bytes).map_err(|error| fail(error.to_string()))?;
-        let part = file
-            .tensor(MODEL)
-            .map_err(|error| fail(error.to_string()))?;
-        load_model(model, part.data().to_vec()).map_err(fail)
+        let part = |name| file.tensor(name).map(|part| part.data().to_vec());
+        let record = match part(AVERAGE) {
+            Ok(average) => Ema::<NumClip>::record(&average)?.to_vec(),
+            Err(_) => part(MODEL).map_err(|error| fail(error.to_string()))?,
+        };
+        load_model(model, record).map_err(fail)
     }
 }
 
-/// Writes `bytes` so that `path` holds either what it held or all of them.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), FitError> {
-    let write = || -> io::Result<()> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|error| file_error(path, &error))
+/// [`write_whole`](crate::file::write_whole), for a file of the run.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), FitError> {
+    write_whole(path, bytes).map_err(|error| file_error(path, &error))
 }
 
 pub(super) fn file_error(path: &Path, error: &dyn std::fmt::Display) -> FitError {
@@ -198,7 +192,7 @@ fn write_parts(path: &Path, parts: &[(&str, Vec<u8>)]) -> Result<(), FitError> {
     }
     let bytes = serialize(views, None::<HashMap<String, String>>)
         .map_err(|error| file_error(path, &error))?;
-    write_whole(path, &bytes)
+    write(path, &bytes)
 }
 
 /// TOML keeps floats to the last bit.

@@ -1,5 +1,6 @@
 //! Measuring a model on labelled images, through the runtime's own estimator.
 
+use burn::module::Module as _;
 use burn::tensor::{Device, Tensor, TensorData};
 use numclip::estimate::Estimate;
 use numclip::metrics::{Metrics, measure};
@@ -62,12 +63,13 @@ pub fn evaluate(
     })
 }
 
-/// Runs the encoder of `model` over all images of `loader`.
+/// Runs the encoder of `model` over all images of `loader`, on the device that holds it.
 ///
 /// # Errors
 /// [`FitError`] when images cannot be loaded.
 pub fn embed_all(config: &Config, model: &NumClip, loader: &Loader) -> Result<Embedded, FitError> {
-    let device = Device::flex();
+    let holding = model.devices().into_iter().next();
+    let device = holding.map_or_else(Device::flex, Device::without_autodiff);
     let size = config.preprocess.size as usize;
     let mut all = Embedded::default();
     for batch in loader.epoch(0, 0) {

@@ -5,6 +5,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::objective::Objective;
+use super::teacher::Lesson;
 use crate::config::Config;
 use crate::data::Batch;
 use crate::model::numclip::NumClip;
@@ -41,20 +42,34 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Adds a batch, forward and backward.
-    pub fn add(&mut self, model: &NumClip, batch: &Batch) {
+    /// Adds a batch, forward and backward; with what a teacher says of it and of unlabelled images
+    /// that pass through the model together with it.
+    pub fn add(&mut self, model: &NumClip, batch: &Batch, lesson: Option<&Lesson>) {
         let size = self.config.preprocess.size as usize;
-        let images = TensorData::new(batch.images.clone(), [batch.len(), 3, size, size]);
+        let beside = lesson.map_or(&[][..], |lesson| &lesson.images);
+        let images = [&batch.images, beside].concat();
+        let count = images.len() / (3 * size * size);
+        let images = TensorData::new(images, [count, 3, size, size]);
         let output = model.forward(Tensor::from_data(images, self.device));
+        let values = output.values.clone().narrow(0, 0, batch.len());
         self.values
-            .extend(output.values.clone().into_data_as::<f32>().iter::<f32>());
+            .extend(values.into_data_as::<f32>().iter::<f32>());
         self.labels.extend(&batch.labels);
-        let loss = self.objective.loss(output, batch, self.device);
+        let loss = self.objective.loss(output, batch, lesson, self.device);
         self.losses += f64::from(loss.clone().into_scalar::<f32>()) * batch.len() as f64;
         let share = batch.len() as f64 / self.full() as f64;
         let gradients = loss.mul_scalar(share).backward();
         self.sum
             .accumulate(model, GradientsParams::from_grads(gradients, model));
+    }
+
+    /// Adds what another device computed of the same step, for the parameters of `model`.
+    pub fn merge(&mut self, model: &NumClip, mut other: Pass<'_>) {
+        self.values.append(&mut other.values);
+        self.labels.append(&mut other.labels);
+        self.losses += other.losses;
+        let gradients = other.sum.grads().to_device(self.device, model);
+        self.sum.accumulate(model, gradients);
     }
 
     /// Mean loss over the images so far.

@@ -1,14 +1,17 @@
 //! What a run needs before its first step.
 
+use std::collections::HashSet;
+
 use burn::tensor::Device;
 use numclip::bins::Bins;
 use numclip::estimate::{Calibration, Estimator};
 
 use super::FitError;
-use super::start::{self, WeightsSource};
+use super::start::{self, TeacherSource, WeightsSource};
+use super::teacher::Teacher;
 use crate::config::Config;
 use crate::data::fingerprint::{Fingerprint, fingerprints};
-use crate::data::{DataError, Dataset, Leak, LeakPolicy, Splits, leak};
+use crate::data::{DataError, Dataset, Leak, LeakPolicy, Splits, leak, unlabelled};
 use crate::model::numclip::NumClip;
 use crate::text::{
     BinEmbeddings, Ordinality, Prompt, TextSide, TextTower, bin_embeddings, load_bin_embeddings,
@@ -30,6 +33,10 @@ pub struct Prepared {
     pub ordinality: f64,
     /// The weights that the encoder starts from; none if it starts from random ones.
     pub init: Option<WeightsSource>,
+    /// The model to learn from, where the task has one.
+    pub teacher: Option<TeacherSource>,
+    /// SHA-256 of each image file, in the order of the data set.
+    pub sha256: Vec<[u8; 32]>,
     /// The tower, where the task tunes its prompts.
     tower: Option<TextTower>,
 }
@@ -39,20 +46,73 @@ pub struct Prepared {
 /// # Errors
 /// [`FitError`] names the file, and the line where there is one.
 pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
-    let dataset = Dataset::open(&config.data.table, &config.data.columns, config.task.range)?;
-    let prints = fingerprints(&dataset)?;
-    let (splits, warnings) = splits(config, &dataset, &prints)?;
     let (embeddings, tower) = embeddings(config, device)?;
+    let prepared = prepare_with(config, embeddings)?;
+    Ok(Prepared {
+        tower: tower.filter(|_| config.text.tune.tunes_prompt()),
+        ..prepared
+    })
+}
+
+/// As [`prepare`] for a student of `teacher`, whose bins it keeps.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_student(config: &Config, teacher: &Teacher) -> Result<Prepared, FitError> {
+    let mut prepared = prepare_with(config, teacher.bins().clone())?;
+    let seen = |split: &str, images: &[usize]| {
+        let seen = teacher.has_seen(images.iter().map(|&index| prepared.sha256[index]));
+        (seen > 0).then(|| {
+            format!(
+                "the teacher was trained on {seen} of the {} {split} images: figures on them are \
+                 favourable",
+                images.len()
+            )
+        })
+    };
+    let splits = &prepared.splits;
+    let warnings = [seen("validation", &splits.val), seen("test", &splits.test)];
+    prepared.warnings.extend(warnings.into_iter().flatten());
+    Ok(Prepared {
+        teacher: Some(teacher.source().clone()),
+        ..prepared
+    })
+}
+
+fn prepare_with(config: &Config, embeddings: BinEmbeddings) -> Result<Prepared, FitError> {
+    let data = &config.data;
+    let labelled = Dataset::open(&data.table, &data.columns, config.task.range)?;
+    let dataset = with_unlabelled(config, &labelled)?;
+    let prints = fingerprints(&dataset)?;
+    let (splits, warnings) = splits(config, &labelled, &dataset, &prints)?;
     Ok(Prepared {
         ordinality: Ordinality::of(embeddings.labels.clone(), &embeddings.values).score,
         digest: dataset.digest(&prints),
+        sha256: prints.into_iter().map(|print| print.sha256).collect(),
         init: start::source(config)?,
+        teacher: None,
         dataset,
         splits,
         warnings,
         embeddings,
-        tower: tower.filter(|_| config.text.tune.tunes_prompt()),
+        tower: None,
     })
+}
+
+/// The labelled images, and behind them those without labels that the task names beside them.
+fn with_unlabelled(config: &Config, labelled: &Dataset) -> Result<Dataset, DataError> {
+    let place = config.teacher.as_ref().and_then(|t| t.unlabelled.as_ref());
+    let Some(place) = place else {
+        return Ok(labelled.clone());
+    };
+    let known: HashSet<_> = labelled
+        .samples()
+        .iter()
+        .map(|s| s.path.as_path())
+        .collect();
+    let mut paths = unlabelled::images(place, &config.data.columns)?;
+    paths.retain(|path| !known.contains(path.as_path()));
+    Ok(labelled.clone().with_unlabelled(paths))
 }
 
 /// Other images to measure a task's model on: all of them are the test split.
@@ -72,7 +132,9 @@ pub fn prepare_for(
     Ok(Prepared {
         ordinality: Ordinality::of(embeddings.labels.clone(), &embeddings.values).score,
         digest: String::new(),
+        sha256: Vec::new(),
         init: start::source(config)?,
+        teacher: None,
         dataset,
         splits,
         warnings: Vec::new(),
@@ -85,13 +147,16 @@ pub fn prepare_for(
 /// leaks between them.
 fn splits(
     config: &Config,
+    labelled: &Dataset,
     dataset: &Dataset,
     prints: &[Fingerprint],
 ) -> Result<(Splits, Vec<String>), DataError> {
     let data = &config.data;
+    let seed = config.train.seed;
     let mut splits = data
         .protocol
-        .splits(dataset, &data.split, &config.bin, config.train.seed)?;
+        .splits(labelled, &data.split, &config.bin, seed)?;
+    splits.unlabelled = strangers(labelled.samples().len(), prints);
     let leaks = leak::find(dataset, &splits, prints);
     if leaks.is_empty() {
         return Ok((splits, Vec::new()));
@@ -108,6 +173,17 @@ fn splits(
     let mut warnings = vec![format!("leaks between the splits, {what}:")];
     warnings.extend(leak::summary(&leaks));
     Ok((splits, warnings))
+}
+
+/// Positions of the images behind the first `labelled` that are copies of none of those.
+fn strangers(labelled: usize, prints: &[Fingerprint]) -> Vec<usize> {
+    let (known, others) = prints.split_at(labelled);
+    let mut seen: HashSet<&[u8; 32]> = known.iter().map(|print| &print.sha256).collect();
+    let others = (labelled..).zip(others);
+    others
+        .filter(|(_, print)| seen.insert(&print.sha256))
+        .map(|(index, _)| index)
+        .collect()
 }
 
 /// The model at the start of training.
@@ -144,7 +220,7 @@ fn text_side(config: &Config, prepared: &Prepared, device: &Device) -> Result<Te
     }
 }
 
-fn prompt(config: &Config) -> Prompt {
+pub(super) fn prompt(config: &Config) -> Prompt {
     Prompt {
         context: config.text.context.clone(),
         bins: config.bin.iter().map(|bin| bin.label.clone()).collect(),
@@ -160,6 +236,9 @@ fn embeddings(
     let prompt = prompt(config);
     if let Some(path) = &text.embeddings {
         return Ok((load_bin_embeddings(path, &prompt.bins)?, None));
+    }
+    if config.teacher.is_some() {
+        return Err(FitError::NoBins);
     }
     let tower = match &text.weights {
         Some(path) => TextTower::load(path, &config.clip, device)?,

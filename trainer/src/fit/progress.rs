@@ -6,6 +6,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::EpochRecord;
 use super::checkpoint::Sums;
+use super::meter::Speed;
+use crate::data::Batch;
 
 /// The progress of one epoch.
 pub struct Progress {
@@ -21,7 +23,7 @@ impl Progress {
             false => ProgressDrawTarget::hidden(),
         };
         let bar = ProgressBar::with_draw_target(Some(steps as u64), target);
-        let template = "{prefix} {bar:30} {pos}/{len} {msg} ({per_sec}, {eta} left)";
+        let template = "{prefix} {bar:30} {pos}/{len} {msg} ({eta} left)";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
@@ -32,22 +34,22 @@ impl Progress {
     }
 
     /// One more step is done.
-    pub fn advance(&self, sums: &Sums) {
-        self.bar.set_message(format!(
-            "loss {:.3} mae {:.3}",
-            sums.mean_loss(),
-            sums.mean_error()
-        ));
+    pub fn advance(&self, sums: &Sums, speed: &Speed) {
+        let (loss, error) = (sums.mean_loss(), sums.mean_error());
+        self.bar
+            .set_message(format!("loss {loss:.3} mae {error:.3}, {speed}"));
         self.bar.inc(1);
     }
 
-    /// Says something without disturbing the bar.
-    pub fn warn(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("warning: {text}"));
+    /// Names images that were left out, without disturbing the bar.
+    pub fn skipped(&self, batch: &Batch) {
+        for skipped in &batch.skipped {
+            self.bar.suspend(|| eprintln!("warning: skipped {skipped}"));
+        }
     }
 
     /// Replaces the bar by the epoch's line.
-    pub fn finish(&self, record: &EpochRecord, better: bool) {
+    pub fn finish(&self, record: &EpochRecord, better: bool, speed: &Speed) {
         self.bar.finish_and_clear();
         let mut line = format!(
             "epoch {:>3}/{}  loss {:.4}  train mae {:.4}",
@@ -60,6 +62,9 @@ impl Progress {
                 metrics.mae, metrics.accuracy_expectation
             );
         }
-        eprintln!("{line}  ({:.0} s)", self.bar.elapsed().as_secs_f64());
+        eprintln!(
+            "{line}  ({:.0} s, {speed})",
+            self.bar.elapsed().as_secs_f64()
+        );
     }
 }

@@ -8,16 +8,20 @@ use std::path::{Path, PathBuf};
 use numclip::metrics::Metrics;
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::{Counters, file_error, write_whole};
-use super::{FitError, Prepared, WeightsSource};
+use super::checkpoint::{Counters, file_error, write};
+use super::meter::Speed;
+use super::{FitError, Prepared, TeacherSource, WeightsSource};
 use crate::config::Config;
 use crate::text::TextSource;
 
 const TASK: &str = "task.toml";
 const PROVENANCE: &str = "provenance.json";
 const METRICS: &str = "metrics.jsonl";
+const SPEED: &str = "speed.jsonl";
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const BEST: &str = "best.safetensors";
+/// The bin embeddings of a student, so that it needs its teacher no more.
+const BINS: &str = "bins.safetensors";
 
 /// The folder of a run.
 pub struct Run {
@@ -45,6 +49,9 @@ pub struct Provenance {
     /// The weights that the encoder started from; none if it started from random ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<WeightsSource>,
+    /// The model that it learned from, if it had a teacher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherSource>,
 }
 
 /// One step, as `metrics.jsonl` holds it.
@@ -110,7 +117,8 @@ impl Run {
         folder.join(CHECKPOINT).is_file()
     }
 
-    /// Opens a run to read from it: its task file and what it was made from.
+    /// Opens a run to read from it: its task file and what it was made from. The bin embeddings of
+    /// a student are those kept with the run.
     ///
     /// # Errors
     /// [`FitError::File`] when a file of the run is missing or damaged.
@@ -124,7 +132,11 @@ impl Run {
             folder: folder.into(),
             metrics: RefCell::new(metrics),
         };
-        Ok((run, read_config(folder)?, read_provenance(folder)?))
+        let mut config = read_config(folder)?;
+        if config.teacher.is_some() {
+            config.text.embeddings = Some(folder.join(BINS));
+        }
+        Ok((run, config, read_provenance(folder)?))
     }
 
     /// The folder.
@@ -172,6 +184,16 @@ impl Run {
             .map_err(|error| file_error(&path, &error))
     }
 
+    /// Notes how fast an epoch was.
+    pub(super) fn append_speed(&self, speed: &Speed) -> Result<(), FitError> {
+        let path = self.folder.join(SPEED);
+        let append = || -> std::io::Result<()> {
+            let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+            writeln!(file, "{}", serde_json::to_string(speed)?)
+        };
+        append().map_err(|error| file_error(&path, &error))
+    }
+
     /// Length of the measurements once they are on disk.
     pub(super) fn flush(&self) -> Result<u64, FitError> {
         let file = self.metrics.borrow();
@@ -198,15 +220,22 @@ fn begin(folder: &Path, config: &Config, prepared: &Prepared) -> Result<(), FitE
     let metrics = folder.join(METRICS);
     File::create(&metrics).map_err(|error| file_error(&metrics, &error))?;
     let text = toml::to_string(config).map_err(|error| file_error(&folder.join(TASK), &error))?;
-    write_whole(&folder.join(TASK), text.as_bytes())?;
+    write(&folder.join(TASK), text.as_bytes())?;
+    if prepared.teacher.is_some() {
+        let path = folder.join(BINS);
+        let bins = prepared.embeddings.to_bytes();
+        write(&path, &bins.map_err(|error| file_error(&path, &error))?)?;
+    }
     let provenance = provenance(prepared);
     let json = serde_json::to_vec_pretty(&provenance)
         .map_err(|error| file_error(&folder.join(PROVENANCE), &error))?;
-    write_whole(&folder.join(PROVENANCE), &json)
+    write(&folder.join(PROVENANCE), &json)
 }
 
 fn compare(folder: &Path, config: &Config, prepared: &Prepared) -> Result<(), FitError> {
-    if read_config(folder)? != *config {
+    let mut begun = read_config(folder)?;
+    begun.train.device = config.train.device.clone();
+    if begun != *config {
         return Err(FitError::Changed {
             what: format!("the task file (see {})", folder.join(TASK).display()),
         });
@@ -214,7 +243,7 @@ fn compare(folder: &Path, config: &Config, prepared: &Prepared) -> Result<(), Fi
     match read_provenance(folder)? == provenance(prepared) {
         true => Ok(()),
         false => Err(FitError::Changed {
-            what: "the data set, a weight file or the trainer".into(),
+            what: "the data set, a weight file, the teacher or the trainer".into(),
         }),
     }
 }
@@ -229,6 +258,7 @@ fn provenance(prepared: &Prepared) -> Provenance {
         text: prepared.embeddings.source.clone(),
         ordinality: prepared.ordinality,
         init: prepared.init.clone(),
+        teacher: prepared.teacher.clone(),
     }
 }
 

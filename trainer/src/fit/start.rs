@@ -1,5 +1,6 @@
 //! The image encoder that a run starts from, and the file it comes from.
 
+use std::fmt;
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -10,7 +11,8 @@ use crate::checkpoint::Checkpoint;
 use crate::clip::ClipFile;
 use crate::clip::transformer::Precision;
 use crate::config::Config;
-use crate::model::{Architecture, ConvEncoder, ImageEncoder, weights};
+use crate::model::vit::Vit;
+use crate::model::{Architecture, ConvEncoder, ImageEncoder, tiny, weights};
 
 /// A weight file, told apart from any other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +22,29 @@ pub struct WeightsSource {
     pub file: String,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
+}
+
+/// The model that a student learned from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeacherSource {
+    /// What it is, and its name.
+    pub name: String,
+    /// SHA-256 of its weights or of its manifest, in hexadecimal.
+    pub sha256: String,
+    /// What it was trained on; empty where it does not say.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub learned_from: String,
+}
+
+impl fmt::Display for TeacherSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (sha256 {})", self.name, self.sha256)?;
+        match self.learned_from.is_empty() {
+            true => Ok(()),
+            false => write!(f, ", which learned from {}", self.learned_from),
+        }
+    }
 }
 
 /// The file that the encoder starts from; none if it starts from random weights.
@@ -43,8 +68,19 @@ pub(super) fn encoder(
 ) -> Result<ImageEncoder, FitError> {
     match (config.model.architecture, &config.model.init) {
         (Architecture::Clip, Some(path)) => clip(config, path, dim, device),
+        (Architecture::VitTiny, _) => Ok(vit_tiny(config, dim, device)?.into()),
         _ => Ok(conv(config, dim, device)?.into()),
     }
+}
+
+fn vit_tiny(config: &Config, dim: usize, device: &Device) -> Result<Vit, FitError> {
+    let (model, train) = (&config.model, &config.train);
+    let shape = tiny::shape(config.preprocess.size as usize, model.patch(), dim);
+    let net = match &model.init {
+        Some(path) => tiny::load(&shape, train.seed, path, device)?,
+        None => tiny::init(&shape, train.seed, device),
+    };
+    Ok(net.with_precision(train.precision))
 }
 
 fn conv(config: &Config, dim: usize, device: &Device) -> Result<ConvEncoder, FitError> {

@@ -51,9 +51,19 @@ pub enum Architecture {
     /// MobileNetV2, with residual additions.
     #[serde(rename = "mobilenet-v2")]
     MobileNetV2,
+    /// A small vision transformer (DeiT-Ti of Touvron et al., ICML 2021): 12 blocks of width 192.
+    #[serde(rename = "vit-tiny")]
+    VitTiny,
     /// The image tower of a CLIP checkpoint, whose shape and weights it takes.
     #[serde(rename = "clip")]
     Clip,
+}
+
+impl Architecture {
+    /// Whether it is a small network of convolutions, which has an int8 form.
+    pub fn is_convolutional(self) -> bool {
+        !matches!(self, Self::VitTiny | Self::Clip)
+    }
 }
 
 /// An encoder configuration that describes no network.
@@ -75,9 +85,9 @@ pub enum ConfigError {
         "encoder branches is set, but only MobileOne with norm = \"batch\" has branches; remove it"
     )]
     NoBranches,
-    /// The network's shape comes from a file.
-    #[error("the image tower of CLIP takes its shape from a checkpoint: set model.init to one")]
-    Clip,
+    /// The network is none of convolutions.
+    #[error("{0:?} is no convolutional network; expected MobileOne or MobileNetV2")]
+    NotConvolutional(Architecture),
 }
 
 /// Turns images into embeddings: `[N, 3, H, W]` → `[N, D]`.
@@ -128,7 +138,9 @@ impl EncoderConfig {
             self.norm == Norm::Batch && self.architecture != Architecture::MobileNetV2;
         match self.branches {
             _ if !(self.width > 0.0 && self.width <= 8.0) => Err(ConfigError::Width(self.width)),
-            _ if self.architecture == Architecture::Clip => Err(ConfigError::Clip),
+            _ if !self.architecture.is_convolutional() => {
+                Err(ConfigError::NotConvolutional(self.architecture))
+            }
             _ if self.embedding == 0 => Err(ConfigError::Embedding),
             Some(_) if !has_branches => Err(ConfigError::NoBranches),
             Some(branches) if !(1..=16).contains(&branches) => Err(ConfigError::Branches(branches)),
@@ -157,7 +169,7 @@ impl EncoderConfig {
         match self.architecture {
             Architecture::MobileOneS0 => Some(mobileone::S0),
             Architecture::MobileOneS1 => Some(mobileone::S1),
-            Architecture::MobileNetV2 | Architecture::Clip => None,
+            Architecture::MobileNetV2 | Architecture::VitTiny | Architecture::Clip => None,
         }
     }
 }

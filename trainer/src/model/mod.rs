@@ -1,6 +1,6 @@
 //! Image encoders as trainable modules.
 //!
-//! Small convolutional networks for devices, and the image towers of CLIP.
+//! Small convolutional networks and a small transformer for devices, and the image towers of CLIP.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -22,6 +22,7 @@ pub mod names;
 pub mod weights;
 pub mod resnet;
 pub mod vit;
+pub mod tiny;
 pub mod head;
 pub mod numclip;
 
@@ -31,7 +32,7 @@ pub mod numclip;
 pub enum ImageEncoder {
     /// A small convolutional network.
     Conv(ConvEncoder),
-    /// CLIP's vision transformer.
+    /// A vision transformer: CLIP's or a small one.
     Vit(Vit),
     /// CLIP's residual network.
     ResNet(ResNet),
@@ -40,8 +41,8 @@ pub enum ImageEncoder {
 /// The encoder is no network of convolutions, so it has no int8 form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
-    "the image tower of CLIP has no int8 form: export it with --precision f32, or train MobileOne \
-     or MobileNetV2 as a student of this run"
+    "a transformer or image tower of CLIP has no int8 form: export it with --precision f32, or \
+     train MobileOne or MobileNetV2 as a student of this run ([teacher] run)"
 )]
 pub struct NotConvolutional;
 
@@ -91,7 +92,7 @@ impl ImageEncoder {
     /// The encoder in its evaluation form as plain values, for images of `size` height and width.
     ///
     /// # Errors
-    /// The encoder is a tower of CLIP.
+    /// The encoder is a transformer or a tower of CLIP.
     pub fn fold(&self, size: [usize; 2]) -> Result<ConvNet, NotConvolutional> {
         match self {
             Self::Conv(encoder) => Ok(encoder.fold(size)),

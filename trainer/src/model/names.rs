@@ -21,16 +21,19 @@ pub enum Format {
     /// in network order (`conv00.conv.weight`, `conv01.dw.weight`, …). Expects input
     /// `(x − 127.5) / 127.5`.
     FoldedMobileNetV2,
+    /// timm's vision transformers (`blocks.0.attn.qkv.weight`).
+    TimmVit,
 }
 
 impl Format {
     /// Every format and a tensor that only its files have.
-    const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 6] = [
         (Self::TimmMobileOne, "stem.conv_kxk.0.conv.weight"),
         (Self::TimmMobileOneFolded, "stem.reparam_conv.weight"),
         (Self::TimmMobileNetV2, "conv_stem.weight"),
         (Self::TorchvisionMobileNetV2, "features.0.0.weight"),
         (Self::FoldedMobileNetV2, "conv00.conv.weight"),
+        (Self::TimmVit, "blocks.0.attn.qkv.weight"),
     ];
 
     /// The format of a file, if it is a known one.
@@ -62,7 +65,7 @@ impl Format {
     /// What the names of the classifier start with.
     pub(super) fn classifier(self) -> &'static str {
         match self {
-            Self::TimmMobileOne | Self::TimmMobileOneFolded => "head.",
+            Self::TimmMobileOne | Self::TimmMobileOneFolded | Self::TimmVit => "head.",
             Self::TimmMobileNetV2 | Self::TorchvisionMobileNetV2 => "classifier.",
             Self::FoldedMobileNetV2 => "conv52.",
         }
@@ -77,6 +80,7 @@ impl fmt::Display for Format {
             Self::TimmMobileNetV2 => "timm's MobileNetV2",
             Self::TorchvisionMobileNetV2 => "torchvision's MobileNetV2",
             Self::FoldedMobileNetV2 => "MobileNetV2 with folded batch normalisation",
+            Self::TimmVit => "timm's vision transformer",
         })
     }
 }

@@ -62,10 +62,23 @@ pub enum RegressorConfig {
 
 /// What a batch of N images gives over M bins.
 pub struct Output {
+    /// `[N, D]`: the image features, not normalised.
+    pub embeddings: Tensor<2>,
     /// `[N, M]`: cosine times logit scale.
     pub logits: Tensor<2>,
     /// `[N]`: the regressed value, in the unit of the labels.
     pub values: Tensor<1>,
+}
+
+impl Output {
+    /// What the first `count` images give.
+    pub fn first(&self, count: usize) -> Self {
+        Self {
+            embeddings: self.embeddings.clone().narrow(0, 0, count),
+            logits: self.logits.clone().narrow(0, 0, count),
+            values: self.values.clone().narrow(0, 0, count),
+        }
+    }
 }
 
 impl Default for HeadConfig {
@@ -145,11 +158,22 @@ impl NumClip {
 
     /// Logits and values of a batch `[N, 3, H, W]` against the bins.
     pub fn forward(&self, images: Tensor<4>) -> Output {
-        let logits = cosine_logits(self.embed(images), self.text.bins(), self.logit_scale);
+        let embeddings = self.embed(images);
+        let bins = self.text.bins();
+        let logits = cosine_logits(embeddings.clone(), bins, self.logit_scale);
         Output {
+            embeddings,
             values: self.regressor.forward(logits.clone()),
             logits,
         }
+    }
+
+    /// The parameters of this model on another device, on which `like` was built: what does not
+    /// learn is taken from there.
+    pub fn copy_to(&self, device: &Device, like: &Self) -> Self {
+        let mut copy = self.clone().fork(device);
+        copy.text = copy.text.beside(&like.text);
+        copy
     }
 
     /// Encoder and adapter in their evaluation form, for square images of `size`.
@@ -158,7 +182,7 @@ impl NumClip {
     /// weight: a factor on the whole embedding does not change a cosine.
     ///
     /// # Errors
-    /// The encoder is a tower of CLIP.
+    /// The encoder is a transformer or a tower of CLIP.
     pub fn fold(&self, size: usize) -> Result<ConvNet, NotConvolutional> {
         let mut net = self.encoder.fold([size, size])?;
         if let Some(adapter) = &self.adapter {

@@ -2,7 +2,7 @@ use super::conv::tests::assert_close;
 use super::*;
 use crate::clip::transformer::Precision;
 use crate::clip::{
-    Activation, Hints, ResNetShape, TransformerShape, VitShape, image_layout, random,
+    Activation, Hints, ResNetShape, TransformerShape, VitForm, VitShape, image_layout, random,
 };
 use burn::module::{ModuleVisitor, Param};
 use burn::tensor::TensorData;
@@ -123,6 +123,7 @@ fn towers(device: &Device) -> [ImageEncoder; 2] {
             activation: Activation::Gelu,
         },
         embedding: 6,
+        form: VitForm::Clip,
     };
     let resnet = ResNetShape {
         image: 64,

@@ -1,12 +1,11 @@
-//! The vision transformer of CLIP (Dosovitskiy et al., ICLR 2021; a layer norm more ahead of the
-//! blocks).
+//! The vision transformer (Dosovitskiy et al., ICLR 2021), in its original form and in CLIP's.
 
 use burn::module::{Module, Param};
 use burn::nn::LayerNorm;
 use burn::tensor::{Device, Tensor};
 
 use crate::clip::transformer::{Precision, Sight, Transformer};
-use crate::clip::{VitShape, Weights, positions};
+use crate::clip::{VitForm, VitShape, Weights, positions};
 use crate::graph::Activation;
 use crate::ops::{self, Window};
 
@@ -19,14 +18,17 @@ pub struct Vit {
     pub class: Param<Tensor<1>>,
     /// `[1 + patches, width]`.
     pub positions: Param<Tensor<2>>,
-    /// Ahead of the blocks.
-    pub norm_pre: LayerNorm,
+    /// Ahead of the blocks, in CLIP's form.
+    pub norm_pre: Option<LayerNorm>,
     /// The blocks.
     pub transformer: Transformer,
     /// Of the class token behind the blocks.
     pub norm_post: LayerNorm,
     /// `[width, D]`.
     pub projection: Param<Tensor<2>>,
+    /// Which of the two kinds it is.
+    #[module(skip)]
+    pub form: VitForm,
 }
 
 impl Vit {
@@ -43,10 +45,12 @@ impl Vit {
             patches: weights.param("visual.conv1.weight", device),
             class: weights.param("visual.class_embedding", device),
             positions: Param::from_tensor(Tensor::from_data(table, device)),
-            norm_pre: weights.layer_norm("visual.ln_pre", device),
+            norm_pre: (shape.form == VitForm::Clip)
+                .then(|| weights.layer_norm("visual.ln_pre", device)),
             transformer: Transformer::take(weights, "visual.transformer", blocks, device),
             norm_post: weights.layer_norm("visual.ln_post", device),
             projection: weights.param("visual.proj", device),
+            form: shape.form,
         }
     }
 
@@ -65,7 +69,11 @@ impl Vit {
 
     /// The embeddings of a batch: `[N, D]`, not normalised.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let stream = self.norm_pre.forward(self.embed(images));
+        let stream = self.embed(images);
+        let stream = match &self.norm_pre {
+            Some(norm) => norm.forward(stream),
+            None => stream,
+        };
         let stream = self.transformer.forward(stream, Sight::Full);
         let class = stream.narrow(1, 0, 1).squeeze_dim::<2>(1);
         self.norm_post.forward(class).matmul(self.projection.val())

@@ -45,8 +45,8 @@ pub enum WeightsError {
     Checkpoint(#[from] CheckpointError),
     /// The tensor names belong to no known network.
     #[error(
-        "{path}: unknown tensor names ({names}); expected MobileOne or MobileNetV2 by timm's or \
-         torchvision's names, or the batch-norm-folded MobileNetV2"
+        "{path}: unknown tensor names ({names}); expected MobileOne, MobileNetV2 or ViT-Tiny by \
+         timm's or torchvision's names, or the batch-norm-folded MobileNetV2"
     )]
     Format {
         /// The weight file.
@@ -138,6 +138,10 @@ fn check_config(path: &Path, format: Format, config: &EncoderConfig) -> Result<(
         expected: expected.to_owned(),
         got,
     };
+    if format == Format::TimmVit {
+        let got = format!("{:?}", config.architecture);
+        return Err(mismatch("architecture", "vit-tiny", got));
+    }
     let is_mobileone = config.architecture != Architecture::MobileNetV2;
     if format.is_mobileone() != is_mobileone {
         let expected = if is_mobileone {

@@ -63,9 +63,7 @@ impl<M: Module> Ema<M> {
     /// [`OptimError::Mismatch`] for too few bytes, [`OptimError::Record`] for bytes that are no
     /// record or the record of another model.
     pub fn restore(self, bytes: &[u8]) -> Result<Self, OptimError> {
-        let (updates, record) = bytes.split_first_chunk().ok_or_else(|| {
-            OptimError::Mismatch(format!("{} bytes of averaged weights", bytes.len()))
-        })?;
+        let (updates, record) = split(bytes)?;
         let record = ModuleRecord::from_bytes(Bytes::from_bytes_vec(record.to_vec()))?;
         Ok(Self {
             average: self.average.try_load_record(record)?,
@@ -73,6 +71,20 @@ impl<M: Module> Ema<M> {
             updates: u64::from_le_bytes(*updates),
         })
     }
+
+    /// The averaged model's record in what [`to_bytes`](Self::to_bytes) gave.
+    ///
+    /// # Errors
+    ///
+    /// [`OptimError::Mismatch`] for too few bytes.
+    pub fn record(bytes: &[u8]) -> Result<&[u8], OptimError> {
+        split(bytes).map(|(_, record)| record)
+    }
+}
+
+fn split(bytes: &[u8]) -> Result<(&[u8; 8], &[u8]), OptimError> {
+    let few = || OptimError::Mismatch(format!("{} bytes of averaged weights", bytes.len()));
+    bytes.split_first_chunk().ok_or_else(few)
 }
 
 /// The model's tensors under their position in the module, in burn's container for tensors of

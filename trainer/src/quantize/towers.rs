@@ -1,11 +1,12 @@
-//! The float form of CLIP's image towers, which are no chain of convolutions.
+//! The float form of transformers and of CLIP's residual network, which are no chain of
+//! convolutions.
 
 use burn::nn::{LayerNorm, Linear};
 use burn::tensor::Tensor;
 
 use super::onnx::{Attribute, Builder, INPUT, float_nodes};
-use crate::clip::Activation;
 use crate::clip::transformer::{Attention, Block};
+use crate::clip::{Activation, VitForm};
 use crate::graph::{ConvNet, Value};
 use crate::model::layers::ConvUnit;
 use crate::model::resnet::{AttentionPool, Bottleneck, ResNet};
@@ -22,7 +23,10 @@ pub struct Tower {
 /// Writes a vision transformer for images of `size` height and width, followed by `tail` over its
 /// embeddings (`[D, 1, 1]`).
 pub fn vit(vit: &Vit, tail: Option<&ConvNet>, size: usize) -> Tower {
-    let mut writer = Writer::default();
+    let mut writer = Writer {
+        epsilon: vit.form.epsilon() as f32,
+        ..Writer::default()
+    };
     let stream = writer.vit(vit, size);
     writer.finish(&stream, tail, size, vit.dim())
 }
@@ -36,10 +40,21 @@ pub fn resnet(net: &ResNet, tail: Option<&ConvNet>, size: usize) -> Tower {
 }
 
 /// Writes nodes and counts their work. Methods return the name of their output.
-#[derive(Default)]
 struct Writer {
     builder: Builder,
     macs: u64,
+    /// ε of the layer norms.
+    epsilon: f32,
+}
+
+impl Default for Writer {
+    fn default() -> Self {
+        Self {
+            builder: Builder::default(),
+            macs: 0,
+            epsilon: VitForm::Clip.epsilon() as f32,
+        }
+    }
 }
 
 /// A feature map: its name, and channels, height and width.
@@ -69,7 +84,10 @@ impl Writer {
         let first = positions.clone().narrow(0, 0, 1) + class;
         let positions = Tensor::cat(vec![first, positions.narrow(0, 1, places)], 0);
         let stream = self.add("embedded", &rows, &[1, places + 1, width], positions);
-        let mut stream = self.norm("norm_pre", &stream, &vit.norm_pre);
+        let mut stream = match &vit.norm_pre {
+            Some(norm) => self.norm("norm_pre", &stream, norm),
+            None => stream,
+        };
         for (index, block) in vit.transformer.blocks.iter().enumerate() {
             stream = self.block(&format!("block{index}"), &stream, block, places + 1);
         }
@@ -179,7 +197,7 @@ impl Writer {
             .builder
             .node("Mul", &part("squares"), &[&centred, &centred], &[]);
         let variance = self.mean(&part("variance"), &squares, -1);
-        let epsilon = self.builder.floats(&part("epsilon"), &[], &[EPSILON]);
+        let epsilon = self.builder.floats(&part("epsilon"), &[], &[self.epsilon]);
         let variance = self
             .builder
             .node("Add", &part("floored"), &[&variance, &epsilon], &[]);
@@ -383,9 +401,6 @@ impl Writer {
     }
 }
 
-/// ε of the layer norms.
-const EPSILON: f32 = 1e-5;
-
 fn plain<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
 }
@@ -431,7 +446,11 @@ mod tests {
 
     #[test]
     fn the_engine_gives_what_the_vision_transformer_gives() {
-        for activation in [Activation::QuickGelu, Activation::Gelu] {
+        for (activation, form) in [
+            (Activation::QuickGelu, VitForm::Clip),
+            (Activation::Gelu, VitForm::Clip),
+            (Activation::Gelu, VitForm::Plain),
+        ] {
             let shape = VitShape {
                 image: 48,
                 patch: 16,
@@ -443,8 +462,10 @@ mod tests {
                     activation,
                 },
                 embedding: 6,
+                form,
             };
-            let weights = &mut random(image_layout(&ImageShape::Vit(shape.clone())), 1);
+            let layout = image_layout(&ImageShape::Vit(shape.clone()));
+            let weights = &mut random(layout, 1).with_epsilon(form.epsilon());
             let net = Vit::take(weights, &shape, SIZE, &Device::flex());
             let tower = vit(&net, None, SIZE);
             assert_close(&embedding(&tower, 6), plain(net.forward(tensor())));

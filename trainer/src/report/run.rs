@@ -108,6 +108,8 @@ fn facts(config: &Config, provenance: &Provenance) -> Vec<(String, String)> {
         ),
         ("Seed", config.train.seed.to_string()),
     ];
-    let all = pairs.into_iter().chain(warnings);
+    let teacher = provenance.teacher.iter();
+    let teacher = teacher.map(|teacher| ("Teacher", teacher.to_string()));
+    let all = pairs.into_iter().chain(teacher).chain(warnings);
     all.map(|(name, value)| (name.to_owned(), value)).collect()
 }

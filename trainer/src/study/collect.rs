@@ -13,8 +13,9 @@ use crate::eval::{EvalError, Evaluation};
 use crate::fit::{FitError, Run};
 
 /// Keys that make repetitions of a setting, not another one.
-const REPETITION: [&str; 3] = [
+const REPETITION: [&str; 4] = [
     "train.seed",
+    "train.device",
     "data.protocol.fold.number",
     "data.protocol.leave_out",
 ];

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 
 use super::collect::{Setting, Study};
+use crate::file::write_whole;
 use crate::report::figures;
 use crate::report::page::{document, table};
 use crate::report::plot::{At, Axis, Plot};
@@ -20,15 +21,7 @@ const MOST_SETTINGS: usize = 8;
 /// # Errors
 /// If the folder cannot be written to.
 pub fn write(path: &Path, study: &Study) -> io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(render(study).as_bytes())?;
-    file.persist(path)?;
-    Ok(())
+    write_whole(path, render(study).as_bytes())
 }
 
 /// The whole page.

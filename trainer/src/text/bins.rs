@@ -1,7 +1,10 @@
 //! The embeddings of the bins: what the image side is trained against.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
@@ -85,6 +88,21 @@ impl BinEmbeddings {
     pub fn tensor(&self, device: &Device) -> Tensor<2> {
         let shape = [self.labels.len(), self.dim];
         Tensor::from_data(TensorData::new(self.values.clone(), shape), device)
+    }
+
+    /// A safetensors file that [`load_bin_embeddings`] reads.
+    ///
+    /// # Errors
+    ///
+    /// Values that are not those of so many bins.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, SafeTensorError> {
+        let values: Vec<u8> = self.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let shape = vec![self.labels.len(), self.dim];
+        let view = TensorView::new(Dtype::F32, shape, &values)?;
+        let labels = serde_json::to_string(&self.labels).unwrap_or_default();
+        let metadata = [("labels", labels), ("model", self.source.to_string())];
+        let metadata = metadata.map(|(name, text)| (name.to_owned(), text));
+        serialize([("embeddings", view)], Some(HashMap::from(metadata)))
     }
 
     /// The same bins with what training made of their embeddings.
@@ -184,7 +202,10 @@ fn compare_labels(path: &Path, stored: &str, labels: &[String]) -> Result<(), Te
     }
 }
 
-/// Scales every row to length 1, in f64.
+/// How far a row of length 1 may be off by the rounding of its values.
+const ROUNDING: f64 = 1e-6;
+
+/// Scales every row to length 1, in f64; a row that has it stays as it is, bit for bit.
 fn unit_rows(mut values: Vec<f32>, dim: usize, origin: &str) -> Result<Vec<f32>, TextError> {
     for (index, row) in values.chunks_mut(dim).enumerate() {
         let squares = row.iter().map(|value| f64::from(*value).powi(2));
@@ -201,6 +222,9 @@ fn unit_rows(mut values: Vec<f32>, dim: usize, origin: &str) -> Result<Vec<f32>,
                 problem,
             });
         }
+        if (length - 1.0).abs() < ROUNDING {
+            continue;
+        }
         for value in row {
             *value = (f64::from(*value) / length) as f32;
         }
@@ -211,8 +235,6 @@ fn unit_rows(mut values: Vec<f32>, dim: usize, origin: &str) -> Result<Vec<f32>,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use safetensors::tensor::{Dtype, TensorView, serialize};
-    use std::collections::HashMap;
     use std::path::PathBuf;
 
     fn embeddings(rows: &[&[f32]]) -> BinEmbeddings {
@@ -234,6 +256,16 @@ mod tests {
         let bins = embeddings(&[&[3.0, 4.0], &[1e-30, 0.0], &[1e30, 1e30]]);
         let half = std::f32::consts::FRAC_1_SQRT_2;
         assert_eq!(bins.values, [0.6, 0.8, 1.0, 0.0, half, half]);
+    }
+
+    #[test]
+    fn what_is_written_is_read_bit_for_bit() {
+        let bins = embeddings(&[&[3.0, 4.0, 0.1], &[1.0, -7.0, 2.0]]);
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), bins.to_bytes().expect("bytes")).expect("written");
+        let read = load_bin_embeddings(file.path(), &bins.labels).expect("embeddings");
+        assert_eq!((read.values, read.dim), (bins.values, 3));
+        assert!(load_bin_embeddings(file.path(), &["1".into(), "0".into()]).is_err());
     }
 
     /// Writes a file with one tensor and reads it as the embeddings of bins "a" and "b".

@@ -194,7 +194,8 @@ impl TextSide {
             let problem = "the context has no words to start from".to_owned();
             return Err(TextError::Tuning(problem));
         }
-        let template = Template::new(tower, &tokens, tuning)?;
+        let tower = tower.on(&device.clone().without_autodiff());
+        let template = Template::new(&tower, &tokens, tuning)?;
         let parameter = |start: Tensor<3>| {
             let data = start.into_data();
             Param::from_tensor(Tensor::from_data(data, device))
@@ -218,6 +219,14 @@ impl TextSide {
                 let tuned = |part: &Option<Param<Tensor<3>>>| part.as_ref().map(Param::val);
                 template.features(tuned(&self.context), tuned(&self.ranks))
             }
+        }
+    }
+
+    /// What is tuned here, with all that stays fixed taken from `other`.
+    pub fn beside(self, other: &Self) -> Self {
+        Self {
+            source: other.source.clone(),
+            ..self
         }
     }
 

@@ -173,6 +173,19 @@ impl TextTower {
         self.norm.forward(last).matmul(self.projection.clone())
     }
 
+    /// The same tower on another device.
+    pub fn on(&self, device: &Device) -> Self {
+        let tower = self.clone();
+        Self {
+            tokens: tower.tokens.to_device(device),
+            positions: tower.positions.to_device(device),
+            transformer: tower.transformer.to_device(device),
+            norm: tower.norm.to_device(device),
+            projection: tower.projection.to_device(device),
+            ..tower
+        }
+    }
+
     fn assemble(
         config: &TextConfig,
         source: TextSource,

@@ -1,4 +1,5 @@
-"""Ten training steps of the complete NumCLIP objective in PyTorch.
+"""Ten training steps of the complete NumCLIP objective in PyTorch, with a convolutional encoder and
+with the image tower of a tiny CLIP.
 
 Writes training_steps.json, which trainer/src/fit/gradients/tests.rs compares with. All weights,
 images and labels come from one integer hash, so that both sides start from the same numbers.
@@ -18,7 +19,7 @@ from torch.optim import AdamW, RAdam
 
 torch.set_num_threads(1)
 WIDTH, HEADS, LAYERS, EMBEDDING, POSITIONS = 32, 2, 2, 16, 20
-SIZE, BATCH, STEPS, SCALE, LAMBDA = 32, 8, 10, 10.0, 0.5
+SIZE, PATCH, BATCH, STEPS, SCALE, LAMBDA = 32, 16, 8, 10, 10.0, 0.5
 CONTEXT = "age estimation: the person is a"
 BINS = [("child", 0, 12), ("teenager", 13, 18), ("young adult", 19, 34), ("older adult", 35, 99)]
 LABELS = [3.0, 16.0, 30.0, 70.0, 11.0, 22.0, 14.0, 50.0]
@@ -66,6 +67,12 @@ class Stream:
         offset = self.take((outputs,), 0.05) if bias else 0.0
         return lambda x: x @ weight + offset
 
+    def norm(self, width):
+        gamma = 1 + 0.1 * self.take((width,), 1.0).detach()
+        self.parameters[-1] = gamma.requires_grad_()
+        beta = self.take((width,), 0.05)
+        return lambda x: F.layer_norm(x, (width,), gamma, beta)
+
 
 def mobilenet(stream):
     """MobileNetV2 of width 0.25 without batch normalisation."""
@@ -91,6 +98,39 @@ def mobilenet(stream):
                 y = unit(y)
             x = x + y if residual else y
         return head(last(x).mean((2, 3)))
+
+    return apply
+
+
+def vision_transformer(stream):
+    """The image tower of CLIP: patches of 16, two blocks of two heads."""
+    patches = stream.take((WIDTH, 3, PATCH, PATCH), (6 / (3 * PATCH * PATCH)) ** 0.5)
+    token = stream.take((WIDTH,), 0.05)
+    places = (SIZE // PATCH) ** 2 + 1
+    positions = stream.take((places, WIDTH), places**-0.5)
+    norm_pre = stream.norm(WIDTH)
+    blocks = []
+    for _ in range(LAYERS):
+        norm_1 = stream.norm(WIDTH)
+        mix = stream.linear(WIDTH, 3 * WIDTH), stream.linear(WIDTH, WIDTH)
+        norm_2 = stream.norm(WIDTH)
+        feed = stream.linear(WIDTH, 4 * WIDTH), stream.linear(4 * WIDTH, WIDTH)
+        blocks.append((norm_1, mix, norm_2, feed))
+    norm_post = stream.norm(WIDTH)
+    projection = stream.take((WIDTH, EMBEDDING), WIDTH**-0.5)
+
+    def apply(x):
+        count = len(x)
+        x = F.conv2d(x, patches, stride=PATCH).flatten(2).transpose(1, 2)
+        x = norm_pre(torch.cat([token.expand(count, 1, WIDTH), x], 1) + positions)
+        for norm_1, (project, join), norm_2, (widen, narrow) in blocks:
+            parts = project(norm_1(x)).chunk(3, -1)
+            q, k, v = (part.view(count, -1, HEADS, WIDTH // HEADS).transpose(1, 2) for part in parts)
+            y = F.scaled_dot_product_attention(q, k, v)
+            x = x + join(y.transpose(1, 2).reshape(count, -1, WIDTH))
+            y = widen(norm_2(x))
+            x = x + narrow(y * torch.sigmoid(1.702 * y))
+        return norm_post(x[:, 0]) @ projection
 
     return apply
 
@@ -151,9 +191,9 @@ def objective(logits, values, bins, labels):
     return image_to_text + torch.stack(terms).mean() + F.l1_loss(values, labels)
 
 
-def run(optimizer):
+def run(image_encoder, optimizer):
     stream = Stream(0)
-    encoder = mobilenet(stream)
+    encoder = image_encoder(stream)
     down, up = stream.linear(EMBEDDING, EMBEDDING // 4, False), stream.linear(EMBEDDING // 4, EMBEDDING, False)
     hidden, offset = stream.linear(len(BINS), 2 * len(BINS)), stream.linear(2 * len(BINS), len(BINS))
 
@@ -213,7 +253,13 @@ def adamw(model, ranks):
 
 
 if __name__ == "__main__":
-    result = {"torch": torch.__version__, "radam": run(radam), "adamw": run(adamw)}
+    result = {
+        "torch": torch.__version__,
+        "radam": run(mobilenet, radam),
+        "adamw": run(mobilenet, adamw),
+        "clip-radam": run(vision_transformer, radam),
+        "clip-adamw": run(vision_transformer, adamw),
+    }
     path = pathlib.Path(__file__).with_suffix(".json")
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path.read_text())

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use numclip_trainer::config::Config;
+use numclip_trainer::device::Choice;
 use numclip_trainer::eval;
 use numclip_trainer::fit::{Options, Outcome, Run, fit};
 use numclip_trainer::report;
@@ -16,14 +17,19 @@ use crate::variant::{Changes, Single};
 ///
 /// Everything about the run is kept in its folder: the resolved task file, what
 /// it was made from, the measurements, the last state and the best weights.
+/// With a [teacher] in the task file, the model learns from a run, a bundle, a
+/// CLIP checkpoint or any ONNX encoder as well, also of images without labels.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   trainer fit trainer/tasks/gauge.toml
+  trainer fit trainer/tasks/gauge-student.toml   (a tenth the size, taught by models/gauge)
   trainer fit task.toml --out runs/second-try
+  trainer fit task.toml --set teacher.run=runs/large --set teacher.unlabelled=photos
   trainer fit task.toml --fold 2/5 --seed 3      (into runs/NAME-fold2of5-seed3)
   trainer fit task.toml --few-shot 4 --set train.epochs=20
-  trainer fit task.toml --resume")]
+  trainer fit task.toml --resume
+  trainer fit task.toml --device cuda:0,1 --set train.accumulate=2   (two GPUs)")]
 pub struct Fit {
     /// Task file
     #[arg(value_name = "TASK.toml")]
@@ -42,23 +48,19 @@ pub struct Fit {
     /// that start a job again
     #[arg(long, conflicts_with = "resume")]
     requeue: bool,
-    /// What to compute on
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
-    device: Device,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Device {
-    /// The fastest there is
-    Auto,
-    /// The processor
-    Cpu,
+    /// What to compute on: auto, cpu, cuda, cuda:1, or cuda:0,1 to share out the batches of a step
+    /// (train.accumulate) [default: train.device of the task file, or auto]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Choice>,
 }
 
 impl Fit {
     pub fn run(self) -> Result<()> {
         let variant = self.single.variant(&self.changes);
-        let config = variant.read(&self.task)?;
+        let mut config = variant.read(&self.task)?;
+        if let Some(device) = self.device {
+            config.train.device = device;
+        }
         let out = self
             .out
             .unwrap_or_else(|| default_folder(&config, &variant));
@@ -95,14 +97,15 @@ impl Fit {
 
 /// Measures the best weights on the run's test images (validation where there
 /// are none), keeps the estimates in the run's folder and writes its report.
-fn measure(out: &Path) -> Result<PathBuf> {
+pub fn measure(out: &Path) -> Result<PathBuf> {
     let subject = eval::Subject::at(out)?;
     let evaluation = eval::evaluate(&subject, &eval::Images::default(), 0)?;
     evaluation.write(&out.join("eval"), &evaluation.images)?;
     Ok(report::of_run(out, evaluation.measured())?)
 }
 
-fn is_done(out: &Path) -> bool {
+/// Whether a run is trained and measured.
+pub fn is_done(out: &Path) -> bool {
     out.join(report::FILE_NAME).is_file()
 }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use numclip_trainer::clip::{Activation, Finding, Hints, ImageShape, TransformerShape};
 use numclip_trainer::inspect::{Clip, Description, Encoder, Model, RunWeights, inspect};
-use numclip_trainer::model::{Architecture, Norm, Padding};
+use numclip_trainer::model::{Architecture, Norm, Padding, tiny};
 
 /// Say what a weight file is, and how a task file uses it.
 ///
@@ -206,6 +206,9 @@ fn encoder_task(encoder: &Encoder, file: &Path) -> Vec<String> {
     if encoder.norm == Norm::Folded {
         lines.push("norm = \"folded\"".into());
     }
+    if let Some(patch) = encoder.patch.filter(|patch| *patch != tiny::PATCH) {
+        lines.push(format!("patch = {patch}"));
+    }
     lines
 }
 
@@ -225,6 +228,8 @@ fn run_lines(run: &RunWeights) -> Vec<Line> {
                 .iter()
                 .map(|init| ("began with", init.file.clone())),
         );
+        let teacher = provenance.teacher.iter();
+        lines.extend(teacher.map(|teacher| ("teacher", teacher.to_string())));
         lines.push(("data", provenance.data_digest.clone()));
     }
     let parts = run.parts.iter();

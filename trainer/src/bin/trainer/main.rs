@@ -6,6 +6,7 @@ mod fit;
 mod inspect;
 mod plan;
 mod report;
+mod repro;
 mod synth;
 mod variant;
 
@@ -39,6 +40,7 @@ enum Command {
     Plan(plan::Plan),
     Eval(eval::Eval),
     Report(report::Report),
+    Repro(repro::Repro),
     Export(export::Export),
     Inspect(inspect::Inspect),
 }
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Plan(command) => command.run(),
         Command::Eval(command) => command.run(),
         Command::Report(command) => command.run(),
+        Command::Repro(command) => command.run(),
         Command::Export(command) => command.run(),
         Command::Inspect(command) => command.run(),
     };

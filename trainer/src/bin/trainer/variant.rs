@@ -59,13 +59,24 @@ enum From {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Leaks {
+pub enum Leaks {
     /// Do not train
     Refuse,
     /// Leave copies out of training
     Drop,
     /// Train, and record them with the run
     Allow,
+}
+
+impl Leaks {
+    /// The same for a task file.
+    pub fn policy(self) -> LeakPolicy {
+        match self {
+            Self::Refuse => LeakPolicy::Refuse,
+            Self::Drop => LeakPolicy::Drop,
+            Self::Allow => LeakPolicy::Allow,
+        }
+    }
 }
 
 impl Changes {
@@ -77,11 +88,7 @@ impl Changes {
                 keep,
                 per: self.per(),
             }),
-            leaks: self.leaks.map(|leaks| match leaks {
-                Leaks::Refuse => LeakPolicy::Refuse,
-                Leaks::Drop => LeakPolicy::Drop,
-                Leaks::Allow => LeakPolicy::Allow,
-            }),
+            leaks: self.leaks.map(Leaks::policy),
             set: self.set.clone(),
             ..Variant::default()
         }

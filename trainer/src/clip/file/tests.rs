@@ -36,6 +36,7 @@ fn vit() -> ImageShape {
         patch: 4,
         transformer: transformer(6, 1, 2),
         embedding: 6,
+        form: VitForm::Clip,
     })
 }
 
@@ -55,7 +56,7 @@ fn model(image: &ImageShape) -> Samples {
     let tensors = sides
         .into_iter()
         .zip(5..)
-        .flat_map(|(layout, seed)| random(layout, seed).0);
+        .flat_map(|(layout, seed)| random(layout, seed).tensors);
     let samples = tensors.map(|(name, data)| {
         let shape = data.shape().to_vec();
         (name, Sample::new(Dtype::F32, &shape, data.iter::<f32>()))
@@ -97,7 +98,7 @@ fn weights(file: &ClipFile) -> Samples {
         file.image_weights().unwrap().1,
         file.text_weights().unwrap().1,
     ];
-    let tensors = sides.into_iter().flat_map(|weights| weights.0);
+    let tensors = sides.into_iter().flat_map(|weights| weights.tensors);
     let samples = tensors.map(|(name, data)| {
         let shape = data.shape().to_vec();
         (name, Sample::new(Dtype::F32, &shape, data.iter::<f32>()))

@@ -57,6 +57,7 @@ fn different_gauges_are_no_copies() {
         train: (0..60).collect(),
         val: (60..90).collect(),
         test: (90..120).collect(),
+        ..Splits::default()
     };
     assert_eq!(find(&dataset, &splits, &prints), []);
 }

@@ -24,16 +24,25 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::{ThreadPool, prelude::*};
 
-use super::{Augment, Batch, LoadError, LoaderConfig, Skipped, Unreadable};
+use super::{Augment, Batch, LoadError, LoaderConfig, Skipped, Unreadable, Views};
+use crate::data::view;
 
 /// What the loading threads work from.
 pub(super) struct Shared {
     pub(super) items: Vec<Item>,
     pub(super) plan: Plan,
-    pub(super) augment: Augment,
+    pub(super) shown: Shown,
     pub(super) config: LoaderConfig,
     pub(super) pool: ThreadPool,
     pub(super) cached_bytes: AtomicUsize,
+}
+
+/// What is shown of an image.
+pub(super) enum Shown {
+    /// Something new every time.
+    New(Augment),
+    /// One of its views; its items' files have the digests `sha256`.
+    Fixed { views: Views, sha256: Vec<[u8; 32]> },
 }
 
 /// One image to show.
@@ -55,11 +64,12 @@ impl Shared {
     ) {
         let bins: Vec<usize> = self.items.iter().map(|item| item.bin).collect();
         let order = self.config.sampling.order(&bins, self.config.seed, epoch);
+        let repeats = repeats(&order, self.items.len());
         let mut unreadable = 0;
         for step in steps {
             let first = step * self.config.batch;
             let chosen = &order[first..(first + self.config.batch).min(order.len())];
-            let batch = self.load_batch(epoch, first, chosen);
+            let batch = self.load_batch(epoch, first, chosen, &repeats[first..]);
             unreadable += batch.skipped.len();
             let result = self.judge(batch, unreadable);
             let failed = result.is_err();
@@ -87,26 +97,27 @@ impl Shared {
     }
 
     /// Loads the items at `chosen`; `first` is the place of the first one in
-    /// the epoch.
-    fn load_batch(&self, epoch: u64, first: usize, chosen: &[usize]) -> Batch {
+    /// the epoch, `repeats` says how often each was shown in it before.
+    fn load_batch(&self, epoch: u64, first: usize, chosen: &[usize], repeats: &[u32]) -> Batch {
         let len = self.plan.pixel_len();
         let mut images = vec![0.0; chosen.len() * len];
         let load = |(tensor, (place, &item)): (&mut [f32], (usize, &usize))| {
-            self.load(&self.items[item], epoch, first + place, tensor)
+            self.load(item, (epoch, first + place, repeats[place]), tensor)
         };
-        let loaded: Vec<Result<(), Skipped>> = self.pool.install(|| {
+        let loaded: Vec<Result<u32, Skipped>> = self.pool.install(|| {
             let places = chosen.par_iter().enumerate();
             images.par_chunks_mut(len).zip(places).map(load).collect()
         });
         let mut batch = Batch::default();
         for (place, outcome) in loaded.into_iter().enumerate() {
             match outcome {
-                Ok(()) => {
+                Ok(view) => {
                     let item = &self.items[chosen[place]];
                     images.copy_within(place * len..(place + 1) * len, batch.len() * len);
                     batch.labels.push(item.label);
                     batch.bins.push(item.bin);
                     batch.indices.push(item.index);
+                    batch.views.push(view);
                 }
                 Err(skipped) => batch.skipped.push(skipped),
             }
@@ -117,21 +128,31 @@ impl Shared {
     }
 
     /// Decodes, augments and normalises one image into `tensor`
-    /// (`[3, size, size]`). `place` is its place in the epoch: an image shown
-    /// twice is changed in two ways.
+    /// (`[3, size, size]`), and gives the number of its view. `place` is its
+    /// place in the epoch, `repeat` says how often it was shown before: an
+    /// image shown twice is changed in two ways.
     fn load(
         &self,
-        item: &Item,
-        epoch: u64,
-        place: usize,
+        item: usize,
+        (epoch, place, repeat): (u64, usize, u32),
         tensor: &mut [f32],
-    ) -> Result<(), Skipped> {
-        let frame = self.frame(item)?;
-        let mut rng = ChaCha8Rng::seed_from_u64(mix(self.config.seed, epoch));
-        rng.set_stream(place as u64);
-        let pixels = self.augment.apply(&frame, &self.plan, &mut rng);
-        self.plan.normalize(&pixels, tensor);
-        Ok(())
+    ) -> Result<u32, Skipped> {
+        let frame = self.frame(&self.items[item])?;
+        match &self.shown {
+            Shown::New(augment) => {
+                let mut rng = ChaCha8Rng::seed_from_u64(mix(self.config.seed, epoch));
+                rng.set_stream(place as u64);
+                let pixels = augment.apply(&frame, &self.plan, &mut rng);
+                self.plan.normalize(&pixels, tensor);
+                Ok(0)
+            }
+            Shown::Fixed { views, sha256 } => {
+                let number = (epoch + u64::from(repeat)) % u64::from(views.count.max(1));
+                let view = views.show(&frame, &sha256[item], number as u32);
+                view::normalize(&view, &self.plan, tensor);
+                Ok(number as u32)
+            }
+        }
     }
 
     fn frame<'a>(&self, item: &'a Item) -> Result<Cow<'a, Frame>, Skipped> {
@@ -151,6 +172,16 @@ impl Shared {
         }
         Ok(Cow::Borrowed(item.cached.get_or_init(|| frame)))
     }
+}
+
+/// How often each of `order` occurred before; there are `items` different ones.
+pub(super) fn repeats(order: &[usize], items: usize) -> Vec<u32> {
+    let mut seen = vec![0; items];
+    let count = |&item: &usize| {
+        seen[item] += 1;
+        seen[item] - 1
+    };
+    order.iter().map(count).collect()
 }
 
 /// Another seed for every epoch (odd multiplier of Fibonacci hashing).

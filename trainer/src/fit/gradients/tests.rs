@@ -2,8 +2,10 @@
 //! made: everything random comes from one hash, which is repeated here.
 
 use super::*;
-use crate::clip::{Activation, Hints};
-use crate::model::Architecture;
+use crate::clip::{self, Activation, Hints, ImageShape, TransformerShape, VitForm, VitShape};
+use crate::fit::parallel::Crew;
+use crate::model::ImageEncoder;
+use crate::model::vit::Vit;
 use crate::optim::GroupedOptimizer;
 use crate::text::{Prompt, TextSide, TextTower};
 use burn::module::ModuleMapper;
@@ -94,10 +96,38 @@ fn tower() -> TextTower {
     TextTower::load(file.path(), &hints, &Device::flex()).unwrap()
 }
 
+/// The image tower of a tiny CLIP.
+fn image_tower(device: &Device) -> ImageEncoder {
+    let shape = VitShape {
+        image: 32,
+        patch: 16,
+        transformer: TransformerShape {
+            width: WIDTH,
+            layers: 2,
+            heads: 2,
+            mlp: 4 * WIDTH,
+            activation: Activation::QuickGelu,
+        },
+        embedding: 16,
+        form: VitForm::default(),
+    };
+    let layout = clip::image_layout(&ImageShape::Vit(shape.clone()));
+    Vit::take(&mut clip::random(layout, 0), &shape, 32, device).into()
+}
+
 /// Gives every parameter but the ranks its number's values.
-struct Fill(u64);
+#[derive(Default)]
+struct Fill {
+    next: u64,
+    /// Whether the parameter is the scale of a norm, which lies around 1.
+    scale: bool,
+}
 
 impl ModuleMapper for Fill {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.scale = name == "gamma";
+    }
+
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let shape = param.lazy_shape().dims::<D>();
         let bound = match D {
@@ -106,8 +136,15 @@ impl ModuleMapper for Fill {
             1 => 0.05,
             _ => return param,
         };
-        let values = numbers(self.0, shape.iter().product(), bound);
-        self.0 += 1;
+        let count = shape.iter().product();
+        let values = match self.scale {
+            true => numbers(self.next, count, 1.0)
+                .iter()
+                .map(|v| 1.0 + 0.1 * v)
+                .collect(),
+            false => numbers(self.next, count, bound),
+        };
+        self.next += 1;
         param.map(|old| {
             let data = TensorData::new(values, shape);
             Tensor::from_data(data, &old.device()).require_grad()
@@ -116,6 +153,11 @@ impl ModuleMapper for Fill {
 }
 
 fn config(train: &str) -> Config {
+    let size = if train.contains("batch_size") {
+        ""
+    } else {
+        "batch_size = 8"
+    };
     let text = format!(
         r#"
         bin = [
@@ -137,27 +179,27 @@ fn config(train: &str) -> Config {
         mean = [0.5, 0.5, 0.5]
         std = [0.5, 0.5, 0.5]
         [train]
-        batch_size = 8
+        {size}
         {train}
         "#
     );
     toml::from_str(&text).unwrap()
 }
 
-fn model(config: &Config, device: &Device) -> NumClip {
-    assert_eq!(config.model.architecture, Architecture::MobileNetV2);
+fn mobilenet(config: &Config, device: &Device) -> ImageEncoder {
+    config.encoder(16).init(0, device).unwrap().into()
+}
+
+fn model(config: &Config, encoder: ImageEncoder, device: &Device) -> NumClip {
     let prompt = Prompt {
         context: config.text.context.clone(),
         bins: config.bin.iter().map(|bin| bin.label.clone()).collect(),
         placement: config.text.placement,
     };
     let text = TextSide::tuned_prompt(&tower(), &prompt, &config.text.tune, device).unwrap();
-    let encoder = config.encoder(16).init(0, device).unwrap();
-    let model = config
-        .model
-        .head
-        .build(encoder.into(), text, &config.bin, 0, device);
-    model.map(&mut Fill(0))
+    let head = &config.model.head;
+    let model = head.build(encoder, text, &config.bin, 0, device);
+    model.map(&mut Fill::default())
 }
 
 fn batch(config: &Config, stream: u64) -> Batch {
@@ -167,6 +209,19 @@ fn batch(config: &Config, stream: u64) -> Batch {
         labels: LABELS.to_vec(),
         bins: LABELS.iter().map(bin).collect(),
         indices: (0..8).collect(),
+        views: vec![0; 8],
+        skipped: Vec::new(),
+    }
+}
+
+/// Some of a batch of images of 32 pixels.
+fn part(all: &Batch, range: std::ops::Range<usize>) -> Batch {
+    Batch {
+        images: all.images[range.start * 3072..range.end * 3072].to_vec(),
+        labels: all.labels[range.clone()].to_vec(),
+        bins: all.bins[range.clone()].to_vec(),
+        views: vec![0; range.len()],
+        indices: range.collect(),
         skipped: Vec::new(),
     }
 }
@@ -194,20 +249,30 @@ fn assert_close(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
 }
 
 #[test]
-fn ten_steps_equal_pytorch() {
-    let reference: serde_json::Value = serde_json::from_str(REFERENCE).unwrap();
+fn ten_steps_of_a_convolutional_encoder_equal_pytorch() {
+    ten_steps("", mobilenet);
+}
+
+#[test]
+fn ten_steps_of_clips_image_tower_equal_pytorch() {
+    ten_steps("clip-", |_, device| image_tower(device));
+}
+
+fn ten_steps(reference: &str, encoder: fn(&Config, &Device) -> ImageEncoder) {
+    let all: serde_json::Value = serde_json::from_str(REFERENCE).unwrap();
     for (method, decay) in [("radam", 0.0), ("adamw", 0.01)] {
-        let expected: Expected = serde_json::from_value(reference[method].clone()).unwrap();
+        let expected = all[format!("{reference}{method}")].clone();
+        let expected: Expected = serde_json::from_value(expected).unwrap();
         let config = config(&format!(
             "optimizer = {{ method = '{method}', lr = 1e-3, weight_decay = {decay}, groups = [{{ path = 'text.ranks', lr = 1e-2 }}] }}"
         ));
         let device = Device::flex().autodiff();
-        let mut model = model(&config, &device);
+        let mut model = model(&config, encoder(&config, &device), &device);
         let mut optimizer = GroupedOptimizer::new(&config.train.optimizer, &model).unwrap();
         let objective = Objective::new(&config, &[2; 4]);
         for (step, expected) in expected.losses.iter().enumerate() {
             let mut pass = Pass::new(&config, &objective, &device);
-            pass.add(&model, &batch(&config, 5000 + step as u64));
+            pass.add(&model, &batch(&config, 5000 + step as u64), None);
             let error = (pass.loss() / expected - 1.0).abs();
             assert!(
                 error < 1e-4,
@@ -231,26 +296,24 @@ fn several_batches_equal_a_large_one() {
     let whole = config(loss);
     let parts = config(&format!("accumulate = 3\n{loss}"));
     let device = Device::flex().autodiff();
-    let model = model(&whole, &device);
+    let model = model(&whole, mobilenet(&whole, &device), &device);
     let objective = Objective::new(&whole, &[2; 4]);
     let all = batch(&whole, 5000);
-    let part = |range: std::ops::Range<usize>| Batch {
-        images: all.images[range.start * 3072..range.end * 3072].to_vec(),
-        labels: all.labels[range.clone()].to_vec(),
-        bins: all.bins[range.clone()].to_vec(),
-        indices: range.collect(),
-        skipped: Vec::new(),
-    };
     let gradients = |config: &Config, batches: &[Batch]| {
         let mut pass = Pass::new(config, &objective, &device);
-        batches.iter().for_each(|batch| pass.add(&model, batch));
+        batches
+            .iter()
+            .for_each(|batch| pass.add(&model, batch, None));
         let gradients = pass.gradients(&model);
         // Gradients as weights, to read them out.
         let ranks = |model: &NumClip| parameters(&AsWeights::of(model, &gradients));
         (pass.loss(), ranks(&model))
     };
-    let (loss, expected) = gradients(&whole, &[part(0..8)]);
-    let (accumulated, got) = gradients(&parts, &[part(0..3), part(3..5), part(5..8)]);
+    let (loss, expected) = gradients(&whole, &[part(&all, 0..8)]);
+    let (accumulated, got) = gradients(
+        &parts,
+        &[part(&all, 0..3), part(&all, 3..5), part(&all, 5..8)],
+    );
     assert!(
         (loss - accumulated).abs() < 1e-5 * loss,
         "{loss} {accumulated}"
@@ -259,6 +322,45 @@ fn several_batches_equal_a_large_one() {
         let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
         assert_close(got, expected, 1e-4 * largest + 1e-6, "gradient");
     }
+}
+
+#[test]
+fn two_workers_equal_one() {
+    let loss = "loss = { image_to_text = 1, text_to_image = 0, cross_entropy = 1, value = 1 }";
+    let whole = config(loss);
+    let halves = config(&format!("batch_size = 4\naccumulate = 2\n{loss}"));
+    let build = |device: &Device| Ok(model(&whole, mobilenet(&whole, device), device));
+    let all = batch(&whole, 5000);
+    let gradients = |config: &Config, workers: usize, batches: &[Batch]| {
+        let objective = Objective::new(config, &[2; 4]);
+        let devices = vec![Device::flex(); workers];
+        let crew = Crew::new(config, objective, &devices, build).unwrap();
+        let model = build(&Device::flex().autodiff()).unwrap();
+        let mut pass = crew.begin();
+        let batches: Vec<_> = batches.iter().map(|batch| (batch.clone(), None)).collect();
+        crew.add(&mut pass, &model, &crew.copies(&model), &batches);
+        let gradients = pass.gradients(&model);
+        (
+            pass.loss(),
+            parameters(&AsWeights::of(&model, &gradients)),
+            pass.labels.clone(),
+        )
+    };
+    let (loss, expected, labels) = gradients(&whole, 1, &[part(&all, 0..8)]);
+    let (shared, got, order) = gradients(&halves, 2, &[part(&all, 0..4), part(&all, 4..8)]);
+    assert_eq!(labels, order);
+    assert!((loss - shared).abs() < 1e-5 * loss, "{loss} {shared}");
+    for (got, expected) in got.iter().zip(&expected) {
+        let largest = expected.iter().fold(1.0_f32, |m, v| m.max(v.abs()));
+        assert_close(got, expected, 1e-5 * largest, "gradient");
+    }
+    let idle = Crew::new(
+        &whole,
+        Objective::new(&whole, &[2; 4]),
+        &[Device::flex(), Device::flex()],
+        build,
+    );
+    assert!(idle.err().unwrap().to_string().contains("accumulate"));
 }
 
 /// Puts gradients in the place of weights.

@@ -1,0 +1,241 @@
+//! `numclip flash`: a package onto devices.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Error, Result};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use numclip::flash::{Delivery, Progress, Reach, SendError, Stage, Target, place, send};
+use numclip::package::Package;
+use numclip::signature::{Signature, Trust};
+use serde_json::json;
+
+use super::packages::read_signature;
+use super::reach::{ReachArgs, Session};
+use crate::exit::Exit;
+use crate::table::padded;
+
+/// Attempts at a device whose connection breaks.
+const ATTEMPTS: u32 = 4;
+
+/// Bring a signed package to devices.
+///
+/// A device checks the signature, has only the files sent that it lacks,
+/// replays the golden vectors on its own engine, and then switches in one
+/// step. It tells its service, watches it, and goes back by itself if that
+/// is not well. Interrupted anywhere, it serves the old model or the new one;
+/// run again, it goes on where it was.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The package; its signature lies beside it (PACKAGE.minisig).
+    package: PathBuf,
+    /// Where to: [user@]host[:port], or dir:///FOLDER for a mounted card.
+    #[arg(value_name = "TARGET", required = true)]
+    targets: Vec<Target>,
+    /// Take a package that is older than what serves.
+    #[arg(long)]
+    allow_downgrade: bool,
+    /// Signature, if it lies elsewhere.
+    #[arg(long, value_name = "FILE")]
+    signature: Option<PathBuf>,
+    /// For dir:// targets: trusted key or folder of them, rather than the
+    /// folder's own trust.d.
+    #[arg(long, value_name = "DIR|FILE")]
+    trust: Option<PathBuf>,
+    /// Devices at a time.
+    #[arg(short, long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+    /// Print one JSON object for each target.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+const EXAMPLES: &str = "Examples:
+  numclip flash gauge-0.1.0.numclip pi@kitchen pi@cellar:2222
+  numclip flash gauge-0.1.0.numclip dir:///media/card --trust release.pub
+  numclip flash gauge-0.1.0.numclip $(cat devices.txt) --remote 'sudo numclip' --json
+
+On the device: numclip in the PATH, and the public key in /var/lib/numclip/trust.d/.
+/var/lib/numclip/device.toml (optional) says how the service is told and watched:
+  reload = \"systemctl reload numclip\"
+  health = \"systemctl is-active --quiet numclip\"
+  watch_seconds = 10";
+
+/// Runs the command.
+///
+/// # Errors
+/// When the package or its signature cannot be used at all; a target that
+/// fails is told and the others go on.
+pub fn run(args: &Args) -> Result<Exit> {
+    let cargo = Cargo {
+        package: Package::open(&args.package)?,
+        signature: read_signature(&args.package, args.signature.as_deref())?,
+        trust: args.trust.as_deref().map(Trust::read).transpose()?,
+        allow_downgrade: args.allow_downgrade,
+        reach: args.reach.reach(),
+    };
+    let bars = bars(args);
+    let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let stdout = Mutex::new(());
+    thread::scope(|scope| {
+        for _ in 0..args.targets.len().min(args.jobs.into()) {
+            scope.spawn(|| {
+                while let Some(target) = args.targets.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let bar = bars.add(bar(args, target));
+                    let result = cargo.deliver(target, &bar);
+                    bar.finish_and_clear();
+                    if result.is_err() {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let _one_at_a_time = stdout.lock();
+                    // Whoever reads may have gone; the devices matter more.
+                    let _ = bars.suspend(|| tell(args, target, &result));
+                }
+            });
+        }
+    });
+    Ok(match failed.into_inner() {
+        0 => Exit::Done,
+        _ => Exit::Failed,
+    })
+}
+
+/// What is delivered, and how.
+struct Cargo {
+    package: Package,
+    signature: Signature,
+    trust: Option<Trust>,
+    allow_downgrade: bool,
+    reach: Reach,
+}
+
+impl Cargo {
+    fn deliver(&self, target: &Target, bar: &ProgressBar) -> Result<Delivery> {
+        let (host, port) = match target {
+            Target::Folder(root) => {
+                let trust = self.trust.as_ref();
+                return Ok(place(
+                    root,
+                    &self.package,
+                    &self.signature,
+                    trust,
+                    self.allow_downgrade,
+                    &mut |progress| show(bar, progress),
+                )?);
+            }
+            Target::Device { host, port } => (host, *port),
+        };
+        let mut attempt = 1;
+        loop {
+            match self.send(host, port, bar) {
+                Err(error) if attempt < ATTEMPTS && may_be_repeated(&error) => {
+                    bar.set_message(format!("again: {error}"));
+                    thread::sleep(Duration::from_secs(1 << attempt));
+                    attempt += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn send(&self, host: &str, port: Option<u16>, bar: &ProgressBar) -> Result<Delivery> {
+        let mut session = Session::open(&self.reach, host, port, "receive")?;
+        let Some(mut input) = session.input.take() else {
+            return session.close().map(|()| Delivery::AlreadyThere);
+        };
+        let sent = send(
+            &self.package,
+            &self.signature,
+            self.allow_downgrade,
+            &mut session.output,
+            &mut input,
+            &mut |progress| show(bar, progress),
+        );
+        drop(input);
+        match sent {
+            Ok(delivery) => Ok(delivery),
+            // ssh or the far shell knows better why nobody answers.
+            Err(SendError::Connection(message)) => match session.close() {
+                Err(words) => Err(Error::new(SendError::Connection(format!(
+                    "{message}: {words}"
+                )))),
+                Ok(()) => Err(SendError::Connection(message).into()),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A connection that was there and broke; not a host that refuses.
+fn may_be_repeated(error: &Error) -> bool {
+    let told = error.downcast_ref::<SendError>();
+    told.is_some_and(|error| {
+        let hopeless = ["Permission denied", "verification failed", "not installed"];
+        let text = error.to_string();
+        error.may_be_repeated() && !hopeless.iter().any(|words| text.contains(words))
+    })
+}
+
+fn show(bar: &ProgressBar, progress: Progress) {
+    match progress {
+        Progress::Total(bytes) => {
+            bar.set_position(0);
+            bar.set_length(bytes);
+            bar.set_message("sending");
+        }
+        Progress::Sent(bytes) => bar.inc(bytes),
+        Progress::Stage(Stage::Proving) => bar.set_message("replaying golden vectors"),
+        Progress::Stage(Stage::Switched) => bar.set_message("switched, watching the service"),
+    }
+}
+
+fn bars(args: &Args) -> MultiProgress {
+    let visible = std::io::stderr().is_terminal() && !args.json;
+    MultiProgress::with_draw_target(match visible {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    })
+}
+
+fn bar(args: &Args, target: &Target) -> ProgressBar {
+    let template = "{prefix}  {bar:24} {binary_bytes:>10}/{binary_total_bytes:<10} {msg}";
+    // The template is constant; a plain bar would do.
+    let style = ProgressStyle::with_template(template);
+    let bar = ProgressBar::new(0).with_message("connecting");
+    bar.set_prefix(name(args, target));
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// The target, as wide as the longest.
+fn name(args: &Args, target: &Target) -> String {
+    let longest = args
+        .targets
+        .iter()
+        .map(|target| target.to_string().chars().count());
+    padded(&target.to_string(), longest.max().unwrap_or(0))
+}
+
+fn tell(args: &Args, target: &Target, result: &Result<Delivery>) -> std::io::Result<()> {
+    let mut stdout = anstream::stdout().lock();
+    if args.json {
+        let (delivery, error) = match result {
+            Ok(delivery) => (Some(*delivery), None),
+            Err(error) => (None, Some(format!("{error:#}"))),
+        };
+        let line = json!({"target": target.to_string(), "delivery": delivery, "error": error});
+        return writeln!(stdout, "{line}");
+    }
+    let words = match result {
+        Ok(Delivery::Installed) => "\x1b[32minstalled\x1b[0m".into(),
+        Ok(Delivery::AlreadyThere) => "skipped, already there".into(),
+        Err(error) => format!("\x1b[1;31mfailed\x1b[0m  {error:#}"),
+    };
+    writeln!(stdout, "{}  {words}", name(args, target))
+}

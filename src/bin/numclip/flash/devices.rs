@@ -1,0 +1,188 @@
+//! `numclip status`, `numclip rollback`, `numclip prune`.
+
+use std::io::Write as _;
+
+use anyhow::{Context as _, Result};
+use numclip::flash::{Device, Health, Model, Status, Target, status as status_of};
+use rayon::prelude::*;
+use serde_json::json;
+
+use super::reach::{ReachArgs, Session};
+use crate::exit::Exit;
+use crate::table::columns;
+
+/// Show what devices serve and how they are.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  numclip status pi@kitchen pi@cellar:2222 dir:///media/card")]
+pub struct StatusArgs {
+    #[command(flatten)]
+    targets: TargetArgs,
+    /// Print one JSON object for each target.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Let devices serve the model again that they served before.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  numclip rollback pi@kitchen")]
+pub struct RollbackArgs {
+    #[command(flatten)]
+    targets: TargetArgs,
+}
+
+/// Remove from devices what neither serves nor did before.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  numclip prune pi@kitchen")]
+pub struct PruneArgs {
+    #[command(flatten)]
+    targets: TargetArgs,
+}
+
+#[derive(clap::Args)]
+struct TargetArgs {
+    /// [user@]host[:port], or dir:///FOLDER.
+    #[arg(value_name = "TARGET", required = true)]
+    targets: Vec<Target>,
+    #[command(flatten)]
+    reach: ReachArgs,
+}
+
+impl TargetArgs {
+    /// Runs `here` on folders and `numclip store ACTION` on devices, all at a
+    /// time.
+    fn each<T: Send>(
+        &self,
+        action: &str,
+        here: impl Fn(&std::path::Path) -> Result<T> + Sync,
+        there: impl Fn(String) -> Result<T> + Sync,
+    ) -> Vec<(&Target, Result<T>)> {
+        let reach = self.reach.reach();
+        let ask = |target: &Target| match target {
+            Target::Folder(root) => here(root),
+            Target::Device { host, port } => {
+                there(Session::open(&reach, host, *port, action)?.said()?)
+            }
+        };
+        let targets = self.targets.par_iter();
+        targets.map(|target| (target, ask(target))).collect()
+    }
+}
+
+/// Runs `numclip status`.
+///
+/// # Errors
+/// When the table cannot be printed.
+pub fn status(args: &StatusArgs) -> Result<Exit> {
+    let parse = |text: String| serde_json::from_str(&text).context("not an answer of numclip");
+    let found = args
+        .targets
+        .each("status --json", |root| Ok(status_of(root)?), parse);
+    let failed = found.iter().any(|(_, status)| status.is_err());
+    let text = match args.json {
+        true => found.iter().map(json_line).collect(),
+        false => table(&found),
+    };
+    anstream::stdout().lock().write_all(text.as_bytes())?;
+    Ok(if failed { Exit::Failed } else { Exit::Done })
+}
+
+/// Runs `numclip rollback`.
+///
+/// # Errors
+/// When the outcome cannot be printed.
+pub fn rollback(args: &RollbackArgs) -> Result<Exit> {
+    let here = |root: &std::path::Path| {
+        Device::open(root)?.rollback()?;
+        Ok(super::store::serves(&status_of(root)?))
+    };
+    report(&args.targets.each("rollback", here, Ok))
+}
+
+/// Runs `numclip prune`.
+///
+/// # Errors
+/// When the outcome cannot be printed.
+pub fn prune(args: &PruneArgs) -> Result<Exit> {
+    let here = |root: &std::path::Path| Ok(super::store::removed(&Device::open(root)?.prune()?));
+    report(&args.targets.each("prune", here, Ok))
+}
+
+/// A line for each target.
+fn report(outcomes: &[(&Target, Result<String>)]) -> Result<Exit> {
+    let row = |(target, outcome): &(&Target, Result<String>)| {
+        let words = match outcome {
+            Ok(words) => words.trim_end().into(),
+            Err(error) => format!("\x1b[1;31mfailed\x1b[0m  {error:#}"),
+        };
+        vec![target.to_string(), words]
+    };
+    let rows: Vec<_> = outcomes.iter().map(row).collect();
+    anstream::stdout()
+        .lock()
+        .write_all(columns(&rows).as_bytes())?;
+    let failed = outcomes.iter().any(|(_, outcome)| outcome.is_err());
+    Ok(if failed { Exit::Failed } else { Exit::Done })
+}
+
+fn json_line((target, status): &(&Target, Result<Status>)) -> String {
+    let line = match status {
+        Ok(status) => json!({"target": target.to_string(), "status": status}),
+        Err(error) => json!({"target": target.to_string(), "error": format!("{error:#}")}),
+    };
+    format!("{line}\n")
+}
+
+/// One table for all that answered; a line for each that did not.
+pub fn table(found: &[(&Target, Result<Status>)]) -> String {
+    let heads = [
+        "target", "model", "version", "slot", "before", "health", "up", "temp",
+    ];
+    let mut rows = vec![heads.map(String::from).to_vec()];
+    let mut failures = String::new();
+    for (target, status) in found {
+        match status {
+            Ok(status) => rows.push([vec![target.to_string()], cells(status)].concat()),
+            Err(error) => {
+                failures += &format!("{target}  \x1b[1;31mfailed\x1b[0m  {error:#}\n");
+            }
+        }
+    }
+    match rows.len() {
+        1 => failures,
+        _ => columns(&rows) + &failures,
+    }
+}
+
+fn cells(status: &Status) -> Vec<String> {
+    let none = || "-".to_owned();
+    let of =
+        |model: &Option<Model>, part: fn(&Model) -> String| model.as_ref().map_or_else(none, part);
+    let health = match &status.serving {
+        Some(Model { fault: Some(_), .. }) => "damaged",
+        _ => match status.health {
+            Health::Well => "well",
+            Health::Failing => "failing",
+            Health::Unwatched => "-",
+        },
+    };
+    vec![
+        of(&status.serving, |model| model.name.clone()),
+        of(&status.serving, |model| model.version.clone()),
+        of(&status.serving, |model| {
+            model.sha256.chars().take(12).collect()
+        }),
+        of(&status.previous, |model| {
+            format!("{} {}", model.name, model.version)
+        }),
+        health.into(),
+        status.uptime_s.map_or_else(none, |seconds| {
+            format!(
+                "{}",
+                indicatif::HumanDuration(std::time::Duration::from_secs(seconds))
+            )
+        }),
+        status
+            .temperature_c
+            .map_or_else(none, |degrees| format!("{degrees:.0} °C")),
+    ]
+}

@@ -1,0 +1,77 @@
+//! Making a package.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use miniz_oxide::deflate::compress_to_vec;
+
+use super::index::{Entry, Header, Index};
+use super::{Package, PackageError};
+use crate::bundle::{Bundle, MANIFEST, sha256};
+
+/// DEFLATE level: weights hardly shrink, so more effort gains nothing.
+const LEVEL: u8 = 6;
+
+/// The package of the bundle in `directory`: its manifest and the files that
+/// the manifest lists, nothing that lies beside them.
+///
+/// # Errors
+/// [`PackageError`] when the bundle cannot be used or breaks a limit.
+pub fn pack(directory: &Path) -> Result<Vec<u8>, PackageError> {
+    let bundle = Bundle::open(directory)?;
+    let manifest = bundle.manifest();
+    let mut names: Vec<&str> = manifest.files.keys().map(String::as_str).collect();
+    names.push(MANIFEST);
+    names.sort_by_key(|name| name.to_ascii_lowercase());
+    let (mut files, mut blobs) = (Vec::new(), Vec::new());
+    for name in names {
+        let path = bundle.directory().join(name);
+        let bytes = fs::read(&path).map_err(|error| PackageError::io(&path, error))?;
+        let (entry, packed) = packed(name, &bytes);
+        files.push(entry);
+        blobs.extend(packed);
+    }
+    let header = Header::new(Index {
+        name: manifest.model.name.clone(),
+        version: manifest.model.version.clone(),
+        files,
+    })?;
+    Ok([header.bytes(), &blobs].concat())
+}
+
+/// Writes the package `bytes` to `path`, whole or not at all, and opens it.
+///
+/// # Errors
+/// [`PackageError`] when it cannot be written, or `bytes` are none.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<Package, PackageError> {
+    let io = |error| PackageError::io(path, error);
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        builder.permissions(fs::Permissions::from_mode(0o644));
+    }
+    let mut file = builder.tempfile_in(folder).map_err(io)?;
+    file.write_all(bytes).map_err(io)?;
+    file.as_file().sync_all().map_err(io)?;
+    file.persist(path).map_err(|error| io(error.error))?;
+    Package::open(path)
+}
+
+/// The entry of a file, and its blob.
+pub(crate) fn packed(name: &str, bytes: &[u8]) -> (Entry, Vec<u8>) {
+    let packed = compress_to_vec(bytes, LEVEL);
+    let entry = Entry {
+        name: name.into(),
+        size: bytes.len() as u64,
+        sha256: sha256(bytes),
+        packed_size: packed.len() as u64,
+        packed_sha256: sha256(&packed),
+    };
+    (entry, packed)
+}

@@ -1,0 +1,420 @@
+//! Devices that take packages, on folders of this machine and over pipes.
+
+use std::fs;
+use std::io::{self, BufReader, Write, pipe};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use assert_cmd::Command;
+use numclip::bundle::{Bundle, Contents};
+use numclip::flash::torture::samples;
+use numclip::flash::{
+    Delivery, Device, DeviceError, Health, Progress, SendError, SimulatedDisk, StoreError, place,
+    receive, send, status,
+};
+use numclip::package::{Package, pack, write};
+use numclip::signature::{SecretKey, Signature, sign_package};
+use tempfile::TempDir;
+
+use crate::common::{contents, write_version};
+
+/// A signer, and a device that trusts it.
+pub struct Workshop {
+    folder: TempDir,
+    key: SecretKey,
+}
+
+impl Workshop {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key = SecretKey::generate().unwrap();
+        let workshop = Self { folder, key };
+        workshop.trust(&workshop.device());
+        workshop
+    }
+
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn device(&self) -> PathBuf {
+        self.at("device")
+    }
+
+    pub fn trust(&self, device: &Path) {
+        fs::create_dir_all(device.join("trust.d")).unwrap();
+        let text = self.key.public().to_string();
+        fs::write(device.join("trust.d/release.pub"), text).unwrap();
+    }
+
+    /// A signed package of the tiny bundle.
+    pub fn package(&self, version: &str) -> (Package, Signature) {
+        self.package_of(version, &contents())
+    }
+
+    fn package_of(&self, version: &str, contents: &Contents) -> (Package, Signature) {
+        let model = self.at(&format!("model-{version}"));
+        write_version(&model, version, contents);
+        let path = self.at(&format!("tiny-{version}"));
+        let package = write(&path, &pack(&model).unwrap()).unwrap();
+        let signature = sign_package(&package, &self.key).unwrap();
+        let beside = self.at(&format!("tiny-{version}.minisig"));
+        fs::write(beside, signature.to_string()).unwrap();
+        (package, signature)
+    }
+
+    fn place(&self, (package, signature): &(Package, Signature)) -> Result<Delivery, DeviceError> {
+        place(&self.device(), package, signature, None, false, &mut |_| ())
+    }
+
+    fn serving(&self) -> String {
+        let bundle = Bundle::open(&self.device()).unwrap();
+        bundle.manifest().model.version.clone()
+    }
+
+    fn slot(&self, (package, _): &(Package, Signature)) -> PathBuf {
+        let digest = package.header().index().bundle_sha256();
+        self.device().join("slots").join(digest)
+    }
+}
+
+#[test]
+fn an_update_switches_and_keeps_the_way_back() {
+    let shop = Workshop::new();
+    let versions = ["1.0.0", "1.1.0", "2.0.0"].map(|version| shop.package(version));
+    for (package, version) in versions.iter().zip(["1.0.0", "1.1.0", "2.0.0"]) {
+        assert_eq!(shop.place(package).unwrap(), Delivery::Installed);
+        assert_eq!(shop.serving(), version);
+        assert_eq!(shop.place(package).unwrap(), Delivery::AlreadyThere);
+    }
+    // The oldest has gone; what did not change is one file with two names.
+    assert!(!shop.slot(&versions[0]).exists());
+    let inode = |package| {
+        fs::metadata(shop.slot(package).join("encoder.onnx"))
+            .unwrap()
+            .ino()
+    };
+    assert_eq!(inode(&versions[1]), inode(&versions[2]));
+    Device::open(&shop.device()).unwrap().rollback().unwrap();
+    assert_eq!(shop.serving(), "1.1.0");
+    let status = status(&shop.device()).unwrap();
+    assert_eq!(status.previous.unwrap().version, "2.0.0");
+    assert_eq!(status.serving.unwrap().fault, None);
+    assert_eq!(status.health, Health::Unwatched);
+}
+
+#[test]
+fn an_older_version_is_refused_unless_allowed() {
+    let shop = Workshop::new();
+    shop.place(&shop.package("1.10.0")).unwrap();
+    let old = shop.package("1.9.0");
+    let error = shop.place(&old).unwrap_err().to_string();
+    assert!(error.contains("--allow-downgrade"), "{error}");
+    assert_eq!(shop.serving(), "1.10.0");
+    place(&shop.device(), &old.0, &old.1, None, true, &mut |_| ()).unwrap();
+    assert_eq!(shop.serving(), "1.9.0");
+}
+
+#[test]
+fn a_model_that_this_device_computes_otherwise_never_serves() {
+    let shop = Workshop::new();
+    shop.place(&shop.package("1.0.0")).unwrap();
+    let mut other = contents();
+    for case in &mut other.golden.cases {
+        case.value += 3.0;
+    }
+    let error = shop.place(&shop.package_of("1.1.0", &other)).unwrap_err();
+    assert!(error.to_string().contains("golden case 0"), "{error}");
+    assert_eq!(shop.serving(), "1.0.0");
+}
+
+#[test]
+fn a_service_that_is_not_well_gets_the_old_model_back() {
+    let shop = Workshop::new();
+    let [old, new] = ["1.0.0", "1.1.0"].map(|version| shop.package(version));
+    let bad = new.0.header().index().bundle_sha256();
+    let log = shop.at("reloads");
+    let service = format!(
+        "reload = \"echo reload >> {}\"\nhealth = \"! grep -q 'serving\\\":\\\"{bad}' {}\"\nwatch_seconds = 0.0\n",
+        log.display(),
+        shop.device().join("current").display()
+    );
+    fs::write(shop.device().join("device.toml"), service).unwrap();
+    shop.place(&old).unwrap();
+    assert_eq!(status(&shop.device()).unwrap().health, Health::Well);
+    let error = shop.place(&new).unwrap_err().to_string();
+    assert!(error.contains("serves again"), "{error}");
+    assert_eq!(shop.serving(), "1.0.0");
+    assert_eq!(fs::read_to_string(log).unwrap().lines().count(), 3);
+    fs::write(shop.device().join("device.toml"), "reboot = true").unwrap();
+    let error = shop.place(&new).unwrap_err().to_string();
+    assert!(
+        error.contains("device.toml") && error.contains("reboot"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_rots_is_seen_and_mended() {
+    let shop = Workshop::new();
+    let package = shop.package("1.0.0");
+    shop.place(&package).unwrap();
+    let file = shop.slot(&package).join("encoder.onnx");
+    fs::write(&file, "rot").unwrap();
+    let status = status(&shop.device()).unwrap();
+    assert!(
+        status
+            .serving
+            .unwrap()
+            .fault
+            .unwrap()
+            .contains("encoder.onnx")
+    );
+    assert_eq!(shop.place(&package).unwrap(), Delivery::Installed);
+    assert_eq!(shop.serving(), "1.0.0");
+}
+
+#[test]
+fn one_update_at_a_time_and_only_trusted_ones() {
+    let shop = Workshop::new();
+    let package = shop.package("1.0.0");
+    let held = Device::open(&shop.device()).unwrap();
+    assert!(matches!(
+        shop.place(&package),
+        Err(DeviceError::Busy { .. })
+    ));
+    drop(held);
+    let stranger = SecretKey::generate().unwrap();
+    let foreign = sign_package(&package.0, &stranger).unwrap();
+    let error = shop.place(&(package.0, foreign)).unwrap_err().to_string();
+    assert!(error.contains("not trusted"), "{error}");
+    assert!(status(&shop.device()).is_err());
+}
+
+#[test]
+fn a_medium_that_is_too_full_is_told_beforehand() {
+    let [old, new] = samples();
+    let mut disk = SimulatedDisk::default();
+    old.install(&mut disk).unwrap();
+    disk.set_free(100);
+    let error = new.install(&mut disk).unwrap_err();
+    assert!(matches!(error, StoreError::Space { .. }), "{error}");
+    disk.set_free(1 << 20);
+    new.install(&mut disk).unwrap();
+}
+
+/// A connection that breaks after some bytes.
+struct Breaking<W> {
+    writer: Option<W>,
+    left: usize,
+}
+
+impl<W: Write> Write for Breaking<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len().min(self.left);
+        self.left -= length;
+        match &mut self.writer {
+            Some(writer) if length > 0 => writer.write(&bytes[..length]),
+            writer => {
+                *writer = None;
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sends over pipes that break after `limit` bytes; says how many bytes of
+/// blobs were to be sent.
+fn over_pipes(
+    shop: &Workshop,
+    (package, signature): &(Package, Signature),
+    limit: usize,
+) -> (Result<Delivery, SendError>, u64) {
+    let (device_in, host_out) = pipe().unwrap();
+    let (host_in, mut device_out) = pipe().unwrap();
+    let root = shop.device();
+    let device =
+        thread::spawn(move || receive(&root, &mut BufReader::new(device_in), &mut device_out));
+    let mut announced = 0;
+    let mut writer = Breaking {
+        writer: Some(host_out),
+        left: limit,
+    };
+    let mut show = |progress| {
+        if let Progress::Total(bytes) = progress {
+            announced = bytes;
+        }
+    };
+    let mut reader = BufReader::new(host_in);
+    let sent = send(
+        package,
+        signature,
+        false,
+        &mut reader,
+        &mut writer,
+        &mut show,
+    );
+    drop(writer);
+    assert_eq!(device.join().unwrap().is_ok(), sent.is_ok());
+    (sent, announced)
+}
+
+#[test]
+fn a_broken_connection_goes_on_where_it_was() {
+    let shop = Workshop::new();
+    let package = shop.package("1.0.0");
+    let (whole, head) = {
+        let header = package.0.header();
+        (header.package_len() as usize, header.bytes().len())
+    };
+    let mut last = u64::MAX;
+    let mut limit = 0;
+    // Ever a little more than the offer and the header.
+    let delivered = loop {
+        let (sent, announced) = over_pipes(&shop, &package, limit);
+        match sent {
+            Ok(delivery) => break delivery,
+            Err(error) => assert!(error.may_be_repeated() || limit < 900 + head, "{error}"),
+        }
+        if announced > 0 {
+            assert!(announced <= last, "{announced} bytes after {last}");
+            last = announced;
+        }
+        limit += 97;
+    };
+    assert_eq!(delivered, Delivery::Installed);
+    // All of it in one go would have taken more than the last attempt did.
+    assert!(limit < whole + 900, "{limit} of {whole}");
+    assert!(last < (whole - head) as u64);
+    assert_eq!(shop.serving(), "1.0.0");
+    assert_eq!(
+        over_pipes(&shop, &package, 1 << 20).0.unwrap(),
+        Delivery::AlreadyThere
+    );
+    assert_eq!(
+        fs::read_dir(shop.device().join("staging")).unwrap().count(),
+        0
+    );
+}
+
+#[test]
+fn only_files_that_changed_are_sent() {
+    let shop = Workshop::new();
+    shop.place(&shop.package("1.0.0")).unwrap();
+    let new = shop.package("1.1.0");
+    let (sent, announced) = over_pipes(&shop, &new, 1 << 20);
+    sent.unwrap();
+    let files = &new.0.header().index().files;
+    let manifest = files
+        .iter()
+        .find(|file| file.name == "bundle.toml")
+        .unwrap();
+    assert_eq!(announced, manifest.packed_size);
+}
+
+#[test]
+fn whatever_a_sender_says_the_device_answers_and_keeps_serving() {
+    let shop = Workshop::new();
+    shop.place(&shop.package("1.0.0")).unwrap();
+    for words in [
+        &b""[..],
+        b"hello\n",
+        b"{\"protocol\":9,\"allow_downgrade\":false,\"signature\":\"\"}\n",
+        b"{\"protocol\":1,\"allow_downgrade\":false,\"signature\":\"\"}\n",
+        &[b'{'; 100_000],
+    ] {
+        let mut answer = Vec::new();
+        assert!(receive(&shop.device(), &mut &*words, &mut answer).is_err());
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("{\"failed\":{\"message\":"), "{answer}");
+    }
+    assert_eq!(shop.serving(), "1.0.0");
+}
+
+fn numclip(folder: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = Command::new(assert_cmd::cargo::cargo_bin!("numclip"))
+        .current_dir(folder)
+        .args(args)
+        .env_remove("NUMCLIP_PASSPHRASE")
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let code = output.status.code().unwrap();
+    (code, text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn from_a_bundle_to_a_card_on_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for version in ["1.0.0", "1.1.0"] {
+        write_version(&at(version), version, &contents());
+    }
+    let run = |args: &str| {
+        let args: Vec<&str> = args.split(' ').collect();
+        numclip(folder.path(), &args)
+    };
+    let done = |args: &str| {
+        let (code, stdout, stderr) = run(args);
+        assert_eq!(code, 0, "{args}: {stdout}{stderr}");
+        stdout
+    };
+    done("keygen release --no-passphrase");
+    assert_eq!(
+        fs::metadata(at("release.key"))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0o600
+    );
+    assert_eq!(run("keygen release --no-passphrase").0, 1);
+    for version in ["1.0.0", "1.1.0"] {
+        done(&format!("pack {version}"));
+        done(&format!("sign tiny-{version}.numclip --key release.key"));
+    }
+    done("verify tiny-1.0.0.numclip --trust release.pub");
+    let card = format!("dir://{}", at("card").display());
+    let flash = |version: &str| format!("flash tiny-{version}.numclip {card} --trust release.pub");
+    assert!(done(&flash("1.0.0")).contains("installed"));
+    assert!(done(&flash("1.0.0")).contains("already there"));
+    assert!(done(&flash("1.1.0")).contains("installed"));
+    assert!(run(&flash("1.0.0")).1.contains("--allow-downgrade"));
+    let table = done(&format!("status {card}"));
+    assert!(
+        table.contains("1.1.0") && table.contains("tiny 1.0.0"),
+        "{table}"
+    );
+    assert!(done(&format!("rollback {card}")).contains("1.0.0 serves"));
+    assert!(done(&format!("prune {card}")).contains("nothing"));
+    done("verify card");
+    done("unpack tiny-1.1.0.numclip -o out");
+    assert!(at("out/bundle.toml").exists());
+    // Tampered with: exit code 3, and the card serves what it did.
+    let mut bytes = fs::read(at("tiny-1.1.0.numclip")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(at("tiny-1.1.0.numclip"), bytes).unwrap();
+    assert_eq!(run("verify tiny-1.1.0.numclip").0, 3);
+    assert_eq!(run("verify tiny-1.0.0.numclip --trust nowhere").0, 1);
+    assert!(
+        run("flash tiny-1.0.0.numclip -- -oProxyCommand=x")
+            .2
+            .contains("expected dir:")
+    );
+}
+
+#[test]
+fn killed_at_every_step_on_this_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, stdout, stderr) =
+        numclip(folder.path(), &["torture", "flash", "--dir", ".", "--json"]);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert!(report["steps"].as_u64().unwrap() > 8, "{report}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
