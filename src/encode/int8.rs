@@ -49,6 +49,8 @@ pub struct Int8Model {
 struct Int8Session {
     file: String,
     runner: Runner,
+    /// What bytes become under the plan last used.
+    lookups: Option<(Plan, [Lookup; 3])>,
 }
 
 impl Int8Model {
@@ -142,6 +144,7 @@ impl Model for Int8Model {
         Ok(Box::new(Int8Session {
             file: self.file.clone(),
             runner: runner.map_err(failed)?,
+            lookups: None,
         }))
     }
 }
@@ -156,8 +159,10 @@ impl Session for Int8Session {
     /// stands for normalisation and quantisation.
     fn encode_pixels(&mut self, plan: &Plan, pixels: &[u8]) -> Result<Vec<f32>, EncodeError> {
         self.check_input(pixels.len())?;
-        let lookups = lookups(plan, self.runner.image());
-        finite(self.runner.run_pixels(pixels, &lookups))
+        let known = self.lookups.take().filter(|(of, _)| of == plan);
+        let new = || (plan.clone(), lookups(plan, self.runner.image()));
+        let (_, lookups) = self.lookups.insert(known.unwrap_or_else(new));
+        finite(self.runner.run_pixels(pixels, lookups))
     }
 }
 

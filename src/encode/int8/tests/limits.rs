@@ -142,6 +142,7 @@ fn an_embedding_that_is_not_finite_is_an_error() {
     let mut session = Int8Session {
         file: "encoder.onnx".into(),
         runner,
+        lookups: None,
     };
     let error = session.encode(&[100.0]).unwrap_err();
     assert!(matches!(error, EncodeError::Run { .. }), "{error}");
