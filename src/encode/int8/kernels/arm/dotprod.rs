@@ -316,22 +316,40 @@ unsafe fn row<const N: usize, const STRIDE: usize>(lane: &Lane<'_>, y: usize, to
     let stride = depthwise.window.stride[1];
     for tile in 0..depthwise.columns.div_ceil(N) {
         let first = (tile * N).min(depthwise.columns - N);
+        let left = (first * stride).wrapping_sub(depthwise.window.padding[1]);
         let mut sums = [lane.bias; N];
-        for column in 0..(N - 1) * STRIDE + 3 {
-            let at = (first * stride + column).wrapping_sub(depthwise.window.padding[1]);
-            let levels = interleaved(lane, &rows, at);
-            for (n, sums) in sums.iter_mut().enumerate() {
-                if let Some(weights) = lane.weights.get(column.wrapping_sub(n * STRIDE)) {
-                    for q in 0..4 {
-                        sums[q] = dot(sums[q], levels[q], weights[q]);
-                    }
-                }
-            }
-        }
+        add_column::<N, STRIDE, 0>(lane, &rows, left, &mut sums);
+        add_column::<N, STRIDE, 1>(lane, &rows, left, &mut sums);
+        add_column::<N, STRIDE, 2>(lane, &rows, left, &mut sums);
+        add_column::<N, STRIDE, 3>(lane, &rows, left, &mut sums);
+        add_column::<N, STRIDE, 4>(lane, &rows, left, &mut sums);
         for (n, sums) in sums.iter().enumerate() {
             let to = &mut to[(first + n) * depthwise.shape.channels..][lane.channels.clone()];
             // SAFETY: the lane has a block of multipliers.
             unsafe { store(depthwise.requant, sums, lane.multiplier.as_ptr(), to) };
+        }
+    }
+}
+
+/// Adds column `COLUMN` of those that `N` pixels see, where there is one; a
+/// function for each, as what is known early is unrolled.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn add_column<const N: usize, const STRIDE: usize, const COLUMN: usize>(
+    lane: &Lane<'_>,
+    rows: &[&[u8]; 3],
+    left: usize,
+    sums: &mut [[int32x4_t; 4]; N],
+) {
+    if COLUMN > (N - 1) * STRIDE + 2 {
+        return;
+    }
+    let levels = interleaved(lane, rows, left.wrapping_add(COLUMN));
+    for (n, sums) in sums.iter_mut().enumerate() {
+        if let Some(weights) = lane.weights.get(COLUMN.wrapping_sub(n * STRIDE)) {
+            for q in 0..4 {
+                sums[q] = dot(sums[q], levels[q], weights[q]);
+            }
         }
     }
 }
@@ -346,10 +364,8 @@ fn interleaved(lane: &Lane<'_>, rows: &[&[u8]; 3], x: usize) -> [int8x16_t; 4] {
         return [vdupq_n_s8((lane.depthwise.outside[0] ^ SIGN).cast_signed()); 4];
     }
     let sign = vdupq_n_u8(SIGN);
-    let [a, b, c] = rows.map(|row| {
-        let pixel = &row[x * shape.channels..][lane.channels.clone()];
-        veorq_u8(sixteen(pixel), sign)
-    });
+    let at = x * shape.channels + lane.channels.start;
+    let [a, b, c] = rows.map(|row| veorq_u8(sixteen(row, at, lane.channels.len()), sign));
     let upper = [vzip1q_u8(a, b), vzip2q_u8(a, b)].map(|rows| vreinterpretq_u16_u8(rows));
     let lower = [vzip1q_u8(c, c), vzip2q_u8(c, c)].map(|rows| vreinterpretq_u16_u8(rows));
     [
@@ -361,15 +377,18 @@ fn interleaved(lane: &Lane<'_>, rows: &[&[u8]; 3], x: usize) -> [int8x16_t; 4] {
     .map(|levels| vreinterpretq_s8_u16(levels))
 }
 
-/// At most 16 levels, the rest zeros.
+/// `count` levels from `at` on, at most 16; the rest zeros.
 #[inline]
 #[target_feature(enable = "neon")]
-fn sixteen(levels: &[u8]) -> uint8x16_t {
+fn sixteen(row: &[u8], at: usize, count: usize) -> uint8x16_t {
     let mut few = [0; BLOCK];
-    let levels = <&[u8; BLOCK]>::try_from(levels).unwrap_or_else(|_| {
-        few[..levels.len()].copy_from_slice(levels);
-        &few
-    });
-    // SAFETY: the array has sixteen bytes.
-    unsafe { vld1q_u8(levels.as_ptr()) }
+    let from = match count {
+        BLOCK => &row[at..at + BLOCK],
+        _ => {
+            few[..count].copy_from_slice(&row[at..at + count]);
+            &few
+        }
+    };
+    // SAFETY: sixteen bytes in either case.
+    unsafe { vld1q_u8(from.as_ptr()) }
 }
