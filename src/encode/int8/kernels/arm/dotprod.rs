@@ -143,11 +143,17 @@ unsafe fn compute<const V: usize>(tile: Tile<'_>) {
                 from = from.add(4);
             }
         }
-        let pixels = tile.to.chunks_mut(matrix.outputs()).take(tile.pixels);
-        for (n, to) in pixels.enumerate() {
-            let sums = sums.each_ref().map(|sums| sums[n]);
-            let to = &mut to[..strip.panel.outputs];
-            store(strip.dense.requant, &sums, strip.multiplier.as_ptr(), to);
+        let (requant, outputs) = (strip.dense.requant, strip.panel.outputs);
+        let mut pixels = tile.to.chunks_mut(matrix.outputs()).take(tile.pixels);
+        for n in 0..PIXELS {
+            if let Some(to) = pixels.next() {
+                let mut of_pixel = [sums[0][n]; V];
+                for (of_pixel, sums) in of_pixel.iter_mut().zip(&sums) {
+                    *of_pixel = sums[n];
+                }
+                let to = &mut to[..outputs];
+                store(requant, &of_pixel, strip.multiplier.as_ptr(), to);
+            }
         }
     }
 }

@@ -195,9 +195,11 @@ macro_rules! define_tile {
                 // SAFETY: a panel has 16 multipliers.
                 unsafe { _mm256_loadu_ps(multiplier[at..][..LANES].as_ptr()) }
             });
-            let pixels = tile.to.chunks_mut(matrix.outputs()).zip(&sums);
-            for (to, sums) in pixels.take(tile.pixels) {
-                store(dense.requant, sums, multiplier, &mut to[..panel.outputs]);
+            // Small enough to be unrolled at once: else the sums live in memory.
+            let (requant, outputs) = (dense.requant, panel.outputs);
+            let (pixels, step) = (tile.pixels, matrix.outputs());
+            for (to, sums) in tile.to.chunks_mut(step).zip(&sums).take(pixels) {
+                store(requant, sums, multiplier, &mut to[..outputs]);
             }
         }
     };
