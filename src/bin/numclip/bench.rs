@@ -173,7 +173,8 @@ fn measure(args: &Args, engine: Option<Engine>, start: Instant) -> Result<Measur
     let times = times(args, &mut worker, &frame)?;
     let memory = peak_memory();
     let cosines = replay(&pipeline)?.into_iter().map(|replay| replay.cosine);
-    let [decode, preprocess, encode, estimate, all] = times.each_ref().map(Percentiles::of);
+    let [decode, preprocess, encode, estimate, all] =
+        times.each_ref().map(|times| Percentiles::of(times));
     let macs = pipeline.macs();
     let peak = pipeline.peak_macs_per_second();
     Ok(Measured {
@@ -249,8 +250,8 @@ fn peak_memory() -> Option<u64> {
 
 impl Percentiles {
     /// In milliseconds, of at least one time.
-    fn of(times: &Vec<Duration>) -> Self {
-        let mut sorted = times.clone();
+    fn of(times: &[Duration]) -> Self {
+        let mut sorted = times.to_vec();
         sorted.sort_unstable();
         let [p50, p90, p99, max] = [0.5, 0.9, 0.99, 1.0].map(|share| {
             let rank = (share * sorted.len() as f64).ceil() as usize;
