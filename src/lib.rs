@@ -45,7 +45,7 @@ pub mod device;
 pub mod status;
 #[cfg(feature = "live")]
 pub mod sink;
-#[cfg(feature = "live")]
-pub mod settings;
 #[cfg(feature = "http")]
 pub mod serve;
+#[cfg(feature = "live")]
+pub mod settings;

@@ -15,6 +15,7 @@ mod fault;
 mod health;
 mod metrics;
 mod page;
+mod place;
 mod predict;
 mod preview;
 mod routes;
@@ -40,6 +41,7 @@ use routes::Desk;
 
 pub use access::{Token, TokenError};
 pub use health::Camera;
+pub use place::Place;
 pub use screen::{Notice, Point, Screen, State, Task};
 
 /// Connections at a time.
@@ -48,8 +50,6 @@ const CONNECTIONS: usize = 512;
 const HEAD: Duration = Duration::from_secs(10);
 /// The longest head of a request, in bytes.
 const HEAD_BYTES: usize = 16 << 10;
-/// How long a client may leave what is sent to it unread.
-const UNREAD: Duration = Duration::from_secs(20);
 /// How long answers under way may take once the end has come.
 const GRACE: Duration = Duration::from_millis(300);
 /// How often the state is told.
@@ -240,7 +240,7 @@ fn tune(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     #[cfg(target_os = "linux")]
     {
-        let unread = UNREAD.as_millis() as u32;
-        let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, unread);
+        const MILLISECONDS: u32 = 20_000;
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, MILLISECONDS);
     }
 }

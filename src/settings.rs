@@ -15,6 +15,8 @@ use crate::capture::SourceAddress;
 use crate::detect::{DetectError, Detector};
 use crate::encode::Engine;
 use crate::live::{self, Budget, Motion, Pace, Smoothing, Subjects};
+#[cfg(feature = "http")]
+use crate::serve::Place;
 use crate::sink::SinkSpec;
 use crate::sink::file::FileSettings;
 #[cfg(feature = "mqtt")]
@@ -67,6 +69,9 @@ pub struct Settings {
     pub sink: SinkSettings,
     /// What happens when the value passes a threshold.
     pub trigger: Vec<TriggerSettings>,
+    /// The page, the API, metrics.
+    #[cfg(feature = "http")]
+    pub http: HttpSettings,
 }
 
 /// `[model]`
@@ -193,6 +198,18 @@ pub struct SinkSettings {
     pub mqtt: Vec<MqttSettings>,
 }
 
+/// `[http]`
+#[cfg(feature = "http")]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpSettings {
+    /// Where to serve; without it nothing is served.
+    #[serde(deserialize_with = "text")]
+    pub listen: Option<Place>,
+    /// File with the token that lets people in.
+    pub token_file: Option<PathBuf>,
+}
+
 impl Default for SourceSettings {
     fn default() -> Self {
         Self {
@@ -314,6 +331,8 @@ impl Settings {
                 .flat_map(|mqtt| [&mut mqtt.password_file, &mut mqtt.ca])
                 .flatten(),
         );
+        #[cfg(feature = "http")]
+        let paths = paths.chain(&mut self.http.token_file);
         for path in paths {
             *path = folder.join(&path);
         }

@@ -1,11 +1,15 @@
 //! Everything that is tested from outside: one binary, so that it links once.
 
+#[cfg(feature = "mqtt")]
+mod broker;
 mod bundle;
 #[cfg(feature = "live")]
 mod chaos;
 mod cli;
 mod common;
 mod decode;
+#[cfg(feature = "live")]
+mod doctor;
 #[cfg(feature = "flash")]
 mod flash;
 #[cfg(feature = "live")]
@@ -15,6 +19,8 @@ mod golden;
 mod live;
 #[cfg(feature = "flash")]
 mod package;
+#[cfg(feature = "live")]
+mod reload;
 #[cfg(feature = "flash")]
 mod ssh;
 #[cfg(feature = "http")]

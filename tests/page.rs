@@ -12,6 +12,12 @@ use crate::serve::Serving;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// The gauge that ships: its estimates follow the needle.
+const FLAGS: [&str; 2] = [
+    "--model",
+    concat!(env!("CARGO_MANIFEST_DIR"), "/models/gauge"),
+];
+
 /// A browser without a window, driven by the DevTools protocol over pipes.
 struct Browser {
     child: Child,
@@ -123,13 +129,13 @@ fn the_page_shows_what_happens_and_comes_back_by_itself() {
     let Some(mut browser) = Browser::start() else {
         return println!("skipped: there is no Chromium");
     };
-    let serving = Serving::start(&[]);
+    let serving = Serving::start(&FLAGS);
     let address = format!("http://127.0.0.1:{}/", serving.port);
     browser.call("Page.navigate", json!({ "url": address }));
     browser.value_moves();
     assert_eq!(
         browser.eval("document.querySelectorAll('#bins li').length"),
-        3
+        10
     );
     let width = "document.getElementById('picture').naturalWidth";
     browser.until("a picture", |browser| browser.eval(width) == 160);
@@ -141,7 +147,7 @@ fn the_page_shows_what_happens_and_comes_back_by_itself() {
         let mut serving = serving;
         serving.end();
         browser.until("lost", |browser| browser.eval(lost) == true);
-        serving.restart(&[])
+        serving.restart(&FLAGS)
     };
     browser.until("live again", |browser| browser.text("pill") == "Live");
     browser.value_moves();

@@ -12,8 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64ct::{Base64, Encoding as _};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
@@ -450,7 +449,10 @@ impl Login {
                 .trim()
                 .to_owned(),
         };
-        let value = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(login)));
+        let value = HeaderValue::from_str(&format!(
+            "Basic {}",
+            Base64::encode_string(login.as_bytes())
+        ));
         let mut value = value.map_err(|error| SourceError::Setup(error.to_string()))?;
         value.set_sensitive(true);
         Ok(value)

@@ -35,7 +35,9 @@ pub enum Camera {
 
 /// When something last moved.
 pub struct Pulse {
-    silence: Option<Duration>,
+    /// A source that is silent for longer is at fault; `None` for those that
+    /// may be.
+    pub silence: Option<Duration>,
     captured: u64,
     uptime: f64,
     frame: Instant,
@@ -61,8 +63,7 @@ impl Camera {
 }
 
 impl Pulse {
-    /// The pulse of a pipeline that starts `now`. A source that is silent for
-    /// longer than `silence` is at fault; `None` for those that may be.
+    /// The pulse of a pipeline that starts `now`.
     pub fn new(silence: Option<Duration>, now: Instant) -> Self {
         Self {
             silence,

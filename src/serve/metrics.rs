@@ -54,19 +54,17 @@ impl Page {
     fn pipeline(&mut self, state: &State) {
         use Kind::{Counter, Gauge};
         let (status, counts) = (&state.status, &state.status.counts);
-        let healthy = u8::from(state.camera.is_well());
-        let gauges = [
+        let gauges: [(&str, &str, f64); 4] = [
             (
                 "healthy",
                 "1 while frames come or need not.",
-                healthy.into(),
+                u8::from(state.camera.is_well()).into(),
             ),
             ("fps", "Estimates in a second, of late.", status.fps.into()),
             ("silent_seconds", "Time since a frame came.", state.silent),
             ("uptime_seconds", "Time since the start.", status.uptime),
         ];
         for (name, help, value) in gauges {
-            let value: f64 = value;
             self.one(name, Gauge, help, value);
         }
         let counters = [

@@ -2,8 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64ct::{Base64, Encoding as _};
 use sha2::{Digest as _, Sha256};
 
 /// A page, and what it may do.
@@ -61,7 +60,10 @@ fn digest(html: &str, open: &str, close: &str) -> String {
         .split_once(open)
         .and_then(|(_, rest)| rest.split_once(close));
     match inside {
-        Some((inside, _)) => format!("'sha256-{}'", STANDARD.encode(Sha256::digest(inside))),
+        Some((inside, _)) => format!(
+            "'sha256-{}'",
+            Base64::encode_string(&Sha256::digest(inside))
+        ),
         None => "'none'".into(),
     }
 }

@@ -97,32 +97,39 @@ pub fn router(desk: Arc<Desk>) -> Router {
 
 /// Lets in who may, and dresses every answer in safe headers.
 async fn guard(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Response {
-    let open = request.uri().path() == "/healthz";
-    let mut response = if !desk.bucket.take() {
-        Fault::too_fast().into_response()
-    } else if open {
-        next.run(request).await
-    } else {
-        match desk.access.judge(request.uri(), request.headers()) {
-            Verdict::Enter => next.run(request).await,
-            Verdict::LogIn { cookie, address } => {
-                let headers = [(header::SET_COOKIE, cookie), (header::LOCATION, address)];
-                (StatusCode::SEE_OTHER, headers).into_response()
-            }
-            Verdict::NoToken => no_token(&desk, request.headers()),
-            Verdict::ForeignHost => Fault::new(
-                StatusCode::MISDIRECTED_REQUEST,
-                "call this machine localhost or 127.0.0.1, or start numclip with a token",
-            )
-            .into_response(),
-        }
+    let mut response = match admit(&desk, &request) {
+        Ok(()) => next.run(request).await,
+        Err(response) => *response,
     };
-    let headers = response.headers_mut();
     for (name, value) in SAFE_HEADERS {
         let value = HeaderValue::from_static(value);
-        headers.entry(name).or_insert(value);
+        response.headers_mut().entry(name).or_insert(value);
     }
     response
+}
+
+/// Whether `request` may go on; otherwise its answer.
+fn admit(desk: &Desk, request: &Request) -> Result<(), Box<Response>> {
+    let answer = |response: Response| Err(Box::new(response));
+    if !desk.bucket.take() {
+        return answer(Fault::too_fast().into_response());
+    }
+    // Says no more than whether all is well, to whoever watches over it.
+    if request.uri().path() == "/healthz" {
+        return Ok(());
+    }
+    match desk.access.judge(request.uri(), request.headers()) {
+        Verdict::Enter => Ok(()),
+        Verdict::LogIn { cookie, address } => {
+            let headers = [(header::SET_COOKIE, cookie), (header::LOCATION, address)];
+            answer((StatusCode::SEE_OTHER, headers).into_response())
+        }
+        Verdict::NoToken => answer(no_token(desk, request.headers())),
+        Verdict::ForeignHost => {
+            let advice = "call this machine localhost or 127.0.0.1, or start numclip with a token";
+            answer(Fault::new(StatusCode::MISDIRECTED_REQUEST, advice).into_response())
+        }
+    }
 }
 
 const SAFE_HEADERS: [(HeaderName, &str); 7] = [
@@ -223,6 +230,7 @@ async fn events(State(desk): State<Arc<Desk>>, headers: HeaderMap) -> Result<Res
     let since = since.and_then(|id| id.to_str().ok()?.parse().ok());
     let (mut missed, coming) = desk.screen.follow(since);
     missed.push_front(desk.screen.state_event());
+    missed.push_front(Bytes::from_static(b"retry: 1000\n\n"));
     let follower = Follower {
         screen: Arc::clone(&desk.screen),
         missed,

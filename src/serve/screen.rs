@@ -159,9 +159,12 @@ impl Screen {
         });
     }
 
-    /// Another model runs from now on.
-    pub fn set_pipeline(&self, pipeline: Arc<Pipeline>) {
-        self.lock().pipeline = pipeline;
+    /// Another model runs from now on, on a source that may be silent for
+    /// `silence`.
+    pub fn renew(&self, pipeline: Arc<Pipeline>, silence: Option<Duration>) {
+        let mut inside = self.lock();
+        inside.pipeline = pipeline;
+        inside.pulse.silence = silence;
     }
 
     /// The model that runs.

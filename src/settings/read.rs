@@ -13,7 +13,7 @@ use super::{FPS, LEVELS, MARGIN, PAUSE, SCORE, STALL, SUBJECTS, Settings};
 use crate::encode::Engine;
 
 /// How much a known key must resemble an unknown one to be offered, 0 to 1.
-const RESEMBLANCE: f64 = 0.75;
+const RESEMBLANCE: f64 = 0.6;
 
 /// A settings file that cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -74,7 +74,7 @@ fn explained(message: &str) -> String {
     let known: Vec<&str> = names.collect();
     let nearest = known
         .iter()
-        .map(|name| (strsim::jaro_winkler(unknown, name), name))
+        .map(|name| (strsim::normalized_damerau_levenshtein(unknown, name), name))
         .filter(|(resemblance, _)| *resemblance >= RESEMBLANCE)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     let what = match message.starts_with("unknown field") {

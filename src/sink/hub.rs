@@ -1,5 +1,6 @@
 //! The hub: every answer to every sink.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -12,17 +13,28 @@ use crate::status::SinkStatus;
 const CAPACITY: usize = 256;
 /// How often sinks are flushed.
 const FLUSH: Duration = Duration::from_secs(1);
+/// How often the end of a sink is looked for.
+const NAP: Duration = Duration::from_millis(2);
 
 /// Hears of what happens to the sinks, on their threads.
 pub type Tell = Arc<dyn Fn(String) + Send + Sync>;
 
-/// Hands answers to any number of sinks.
+/// Hands answers to any number of sinks, which may come and go.
 pub struct Hub {
-    lanes: Vec<Lane>,
+    patient: bool,
+    tell: Tell,
+    /// How many sinks there have been.
+    count: AtomicU64,
+    /// A list is never changed, only replaced: nobody waits for a lock while a
+    /// sink is waited for.
+    lanes: Mutex<Lanes>,
 }
+
+type Lanes = Arc<Vec<Arc<Lane>>>;
 
 /// One sink as the hub sees it.
 struct Lane {
+    number: u64,
     name: String,
     patient: bool,
     shared: Arc<Shared>,
@@ -46,38 +58,79 @@ struct Tally {
 }
 
 impl Hub {
-    /// Starts a thread for each of `sinks`, which come with their names. Where
-    /// the source can wait, `patient` has it wait for those that keep all.
-    pub fn start(sinks: Vec<(String, Box<dyn Sink>)>, patient: bool, tell: &Tell) -> Self {
-        let lane = |(name, sink): (String, Box<dyn Sink>)| Lane::start(name, sink, patient, tell);
+    /// A hub without sinks; `tell` hears of their troubles. Where the source
+    /// can wait, `patient` has it wait for those that keep all.
+    pub fn new(patient: bool, tell: Tell) -> Self {
         Self {
-            lanes: sinks.into_iter().map(lane).collect(),
+            patient,
+            tell,
+            count: AtomicU64::new(0),
+            lanes: Mutex::default(),
+        }
+    }
+
+    /// Starts a thread for `sink`; gives the number by which it can be
+    /// [removed](Self::remove).
+    pub fn add(&self, name: String, sink: Box<dyn Sink>) -> u64 {
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let lane = Lane::start(number, name, sink, self.patient, &self.tell);
+        let mut lanes = self.lock();
+        *lanes = Arc::new(lanes.iter().cloned().chain([Arc::new(lane)]).collect());
+        number
+    }
+
+    /// Gives sink `number` no more answers, and waits until it has dealt with
+    /// those it has, but no longer than `limit`.
+    pub fn remove(&self, number: u64, limit: Duration) {
+        let left: Vec<Arc<Lane>> = {
+            let mut lanes = self.lock();
+            let (left, kept) = lanes
+                .iter()
+                .cloned()
+                .partition(|lane| lane.number == number);
+            *lanes = Arc::new(kept);
+            left
+        };
+        let deadline = Instant::now() + limit;
+        for lane in left {
+            lane.shared.queue.close();
+            while !lane.thread.is_finished() && Instant::now() < deadline {
+                thread::sleep(NAP);
+            }
         }
     }
 
     /// Hands `answer` on.
     pub fn put(&self, answer: Answer) {
         let answer = Arc::new(answer);
-        for lane in &self.lanes {
+        for lane in self.lanes().iter() {
             lane.shared.queue.push(Arc::clone(&answer), lane.patient);
         }
     }
 
     /// How each sink is doing.
     pub fn status(&self) -> Vec<SinkStatus> {
-        self.lanes.iter().map(Lane::status).collect()
+        self.lanes().iter().map(|lane| lane.status()).collect()
     }
 
     /// Takes no more answers; those that wait are still dealt with.
     pub fn close(&self) {
-        for lane in &self.lanes {
+        for lane in self.lanes().iter() {
             lane.shared.queue.close();
         }
     }
 
     /// Whether every sink has ended.
     pub fn is_finished(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.thread.is_finished())
+        self.lanes().iter().all(|lane| lane.thread.is_finished())
+    }
+
+    fn lanes(&self) -> Lanes {
+        Arc::clone(&self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -88,7 +141,7 @@ impl Drop for Hub {
 }
 
 impl Lane {
-    fn start(name: String, sink: Box<dyn Sink>, patient: bool, tell: &Tell) -> Self {
+    fn start(number: u64, name: String, sink: Box<dyn Sink>, patient: bool, tell: &Tell) -> Self {
         let shared = Arc::new(Shared {
             queue: Queue::new(CAPACITY),
             tally: Mutex::default(),
@@ -102,6 +155,7 @@ impl Lane {
             })
         };
         Self {
+            number,
             name,
             patient,
             shared,
@@ -239,11 +293,17 @@ mod tests {
         (fake, frames)
     }
 
-    fn named(sinks: Vec<Fake>) -> Vec<(String, Box<dyn Sink>)> {
-        let boxed = |(index, sink): (usize, Fake)| -> (String, Box<dyn Sink>) {
-            (index.to_string(), Box::new(sink))
-        };
-        sinks.into_iter().enumerate().map(boxed).collect()
+    fn quiet() -> Tell {
+        Arc::new(|_| ())
+    }
+
+    /// A patient hub with `sinks`, named by their position.
+    fn hub(sinks: Vec<Fake>, tell: Tell) -> Hub {
+        let hub = Hub::new(true, tell);
+        for (index, sink) in sinks.into_iter().enumerate() {
+            hub.add(index.to_string(), Box::new(sink));
+        }
+        hub
     }
 
     fn finish(hub: &Hub) -> Vec<SinkStatus> {
@@ -259,7 +319,7 @@ mod tests {
         let (gate, open) = (Arc::default(), Arc::default());
         let (stuck, late) = fake(&gate);
         let (quick, frames) = fake(&open);
-        let hub = Hub::start(named(vec![stuck, quick]), true, &(Arc::new(|_| ()) as Tell));
+        let hub = hub(vec![stuck, quick], quiet());
         let shut = gate.lock().unwrap();
         for frame in 0..1000 {
             hub.put(answer(frame, 1.0));
@@ -278,7 +338,7 @@ mod tests {
     fn a_source_that_can_wait_loses_nothing() {
         let (mut slow, frames) = fake(&Arc::default());
         slow.keeps_all = true;
-        let hub = Hub::start(named(vec![slow]), true, &(Arc::new(|_| ()) as Tell));
+        let hub = hub(vec![slow], quiet());
         let all = CAPACITY as u64 * 20;
         (0..all).for_each(|frame| hub.put(answer(frame, 1.0)));
         assert_eq!(finish(&hub)[0].taken, all);
@@ -297,7 +357,7 @@ mod tests {
             let told = Arc::clone(&told);
             Arc::new(move |change| told.lock().unwrap().push(change))
         };
-        let hub = Hub::start(named(vec![faulty]), false, &tell);
+        let hub = hub(vec![faulty], tell);
         (0..4).for_each(|frame| hub.put(answer(frame, 1.0)));
         let status = finish(&hub);
         assert_eq!((status[0].taken, status[0].failed), (3, 1));
@@ -309,11 +369,33 @@ mod tests {
     fn a_sink_without_readers_ends() {
         let (left, frames) = fake(&Arc::default());
         drop(frames);
-        let hub = Hub::start(named(vec![left]), true, &(Arc::new(|_| ()) as Tell));
+        let hub = hub(vec![left], quiet());
         hub.put(answer(0, 1.0));
         while !hub.is_finished() {
             thread::sleep(Duration::from_millis(1));
         }
         assert!(hub.status()[0].closed);
+    }
+
+    #[test]
+    fn a_sink_that_is_removed_keeps_what_it_was_given() {
+        let (gate, open) = (Arc::default(), Arc::default());
+        let (leaving, early) = fake(&gate);
+        let (staying, all) = fake(&open);
+        let hub = hub(vec![leaving, staying], quiet());
+        let shut = gate.lock().unwrap();
+        (0..5).for_each(|frame| hub.put(answer(frame, 1.0)));
+        thread::scope(|scope| {
+            let removed = scope.spawn(|| hub.remove(0, Duration::from_secs(20)));
+            while hub.status().len() > 1 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            hub.put(answer(5, 1.0));
+            drop(shut);
+            removed.join().unwrap();
+        });
+        finish(&hub);
+        assert_eq!(early.iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert_eq!(all.iter().count(), 6);
     }
 }

@@ -1,6 +1,6 @@
 //! Estimates as lines: JSON or CSV, in a file or on standard output.
 
-use std::io::{self, ErrorKind, Write as _, stdout};
+use std::io::{self, ErrorKind, Write, stdout};
 
 use super::file::{FileSettings, LineFile};
 use super::{Answer, Sink, SinkError};
@@ -40,7 +40,7 @@ impl Lines {
     pub fn open(form: Form, settings: &FileSettings) -> Result<(Self, u64), SinkError> {
         if settings.is_stdout() {
             if form == Form::Csv {
-                print(COLUMNS)?;
+                print(stdout().lock(), COLUMNS)?;
             }
             return Ok((
                 Self {
@@ -64,7 +64,7 @@ impl Sink for Lines {
             Form::Csv => row(answer),
         };
         match &mut self.to {
-            To::Stdout => print(&line),
+            To::Stdout => print(stdout().lock(), &line),
             To::File(file) => file.write(&line),
         }
     }
@@ -81,12 +81,11 @@ impl Sink for Lines {
     }
 }
 
-/// Writes `line` to standard output.
+/// Writes `line` to `out`, which is standard output in one way or another.
 ///
 /// # Errors
 /// [`SinkError::Closed`] when its reader has left.
-pub fn print(line: &str) -> Result<(), SinkError> {
-    let mut out = stdout().lock();
+pub fn print(mut out: impl Write, line: &str) -> Result<(), SinkError> {
     let written = writeln!(out, "{line}").and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {
         ErrorKind::BrokenPipe => SinkError::Closed,

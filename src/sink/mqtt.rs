@@ -183,6 +183,20 @@ impl MqttSettings {
             .map_err(|_| format!("password_env: the environment has no {name}"))
     }
 
+    /// Connects to the broker and leaves at once.
+    ///
+    /// # Errors
+    /// Why it does not let us in.
+    pub fn probe(&self) -> Result<(), String> {
+        self.check()?;
+        let mut topics = Topics::new(self)?;
+        // The pipeline at work must not be thrown out by its own name.
+        topics.id += "-probe";
+        let mut options = self.options(&topics)?;
+        options.set_last_will(LastWill::new("numclip/probe", "", QoS::AtMostOnce, false));
+        link::probe(options)
+    }
+
     fn options(&self, topics: &Topics) -> Result<MqttOptions, String> {
         let address = Address::parse(&self.url)?;
         let mut options = MqttOptions::new(&topics.id, address.host, address.port);

@@ -10,6 +10,8 @@ use numclip::detect::DetectError;
 use numclip::encode::EncodeError;
 #[cfg(feature = "live")]
 use numclip::live::LiveError;
+#[cfg(feature = "live")]
+use numclip::settings::SettingsError;
 use numclip::verify::ReplayError;
 
 use crate::inputs::InputError;
@@ -37,7 +39,7 @@ pub struct UsageError(pub String);
 
 /// The exit code that `error` stands for.
 pub fn of(error: &Error) -> Exit {
-    if error.is::<UsageError>() || is_fault_of_view(error) {
+    if error.is::<UsageError>() || is_fault_of_settings(error) {
         Exit::Usage
     } else if error.is::<InputError>() || error.is::<LabelsError>() {
         Exit::Input
@@ -72,12 +74,14 @@ impl From<Exit> for ExitCode {
 
 /// A region that leaves the pictures, or a detector that is none.
 #[cfg(feature = "live")]
-fn is_fault_of_view(error: &Error) -> bool {
-    error.is::<DetectError>() || matches!(error.downcast_ref(), Some(LiveError::Region(_)))
+fn is_fault_of_settings(error: &Error) -> bool {
+    error.is::<SettingsError>()
+        || error.is::<DetectError>()
+        || matches!(error.downcast_ref(), Some(LiveError::Region(_)))
 }
 
 #[cfg(not(feature = "live"))]
-fn is_fault_of_view(_: &Error) -> bool {
+fn is_fault_of_settings(_: &Error) -> bool {
     false
 }
 

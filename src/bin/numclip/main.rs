@@ -6,6 +6,10 @@ mod bench;
 #[cfg(feature = "live")]
 mod cameras;
 mod canvas;
+#[cfg(feature = "live")]
+mod config;
+#[cfg(feature = "live")]
+mod doctor;
 mod exit;
 #[cfg(feature = "flash")]
 mod flash;
@@ -15,6 +19,8 @@ mod labels;
 mod predict;
 #[cfg(feature = "live")]
 mod run;
+#[cfg(feature = "live")]
+mod settings_args;
 mod table;
 mod verify;
 #[cfg(feature = "live")]
@@ -48,7 +54,11 @@ struct Cli {
 enum Command {
     Predict(predict::Args),
     #[cfg(feature = "live")]
-    Run(run::Args),
+    Run(Box<run::Args>),
+    #[cfg(feature = "live")]
+    Config(config::Args),
+    #[cfg(feature = "live")]
+    Doctor(Box<doctor::Args>),
     #[cfg(feature = "live")]
     Cameras(cameras::Args),
     Inspect(inspect::Args),
@@ -96,6 +106,10 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Predict(args) => predict::run(&args, cli.verbose),
         #[cfg(feature = "live")]
         Command::Run(args) => run::run(&args, cli.verbose),
+        #[cfg(feature = "live")]
+        Command::Config(args) => config::run(&args),
+        #[cfg(feature = "live")]
+        Command::Doctor(args) => doctor::run(&args),
         #[cfg(feature = "live")]
         Command::Cameras(args) => cameras::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -1,36 +1,38 @@
 //! `numclip run`: a camera in, estimates out.
 
-use std::io::{ErrorKind, Write as _};
-use std::path::PathBuf;
-use std::sync::Arc;
+mod print;
+mod reload;
+mod watch;
+
+use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use numclip::bundle::{Bundle, Manifest};
+use numclip::bundle::Bundle;
 use numclip::capture::SourceAddress;
-use numclip::device::Device;
-use numclip::live::{Counts, Event, Live, Pace, Settings};
+use numclip::live::{Counts, Event, Live};
 use numclip::pipeline::Pipeline;
-use numclip::sink::{Answer, Hub, Sink, SinkError, Tell};
+#[cfg(feature = "http")]
+use numclip::serve::{Screen, Server};
+use numclip::settings::{Settings, Stdout};
+use numclip::sink::file::FileSettings;
+use numclip::sink::{Answer, Hub, Sink, SinkError, SinkSpec, Surroundings, Tell};
 use numclip::status::{Board, Status};
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::EngineChoice;
-use crate::exit::Exit;
+use crate::exit::{Exit, UsageError};
 use crate::predict::describe;
-use crate::table::Layout;
-use crate::view::ViewArgs;
+use crate::settings_args::SettingsArgs;
 #[cfg(feature = "http")]
-use crate::web::{Web, WebArgs};
+use crate::web::{self, Web, WebArgs};
+use print::Printer;
+use watch::notify;
 
-/// How often the pipeline is looked after.
-const CHECK: Duration = Duration::from_millis(50);
-/// How often the service manager hears of it.
-const REPORT: Duration = Duration::from_secs(1);
 /// How long the last readings may take once a signal has come.
 const GRACE: Duration = Duration::from_millis(900);
 /// How often the end of the sinks is looked for.
@@ -40,32 +42,14 @@ const NAP: Duration = Duration::from_millis(2);
 ///
 /// The freshest frame is always the next: what comes too fast is dropped. A
 /// camera that hangs or goes is opened again, with growing pauses.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Folder of the model bundle.
-    #[arg(short, long, value_name = "DIR")]
-    model: PathBuf,
-    /// Where the frames come from.
-    #[arg(short, long, value_name = "ADDRESS")]
-    source: SourceAddress,
-    /// Engine that runs the encoder: auto, int8 or tract.
-    #[arg(long, default_value = "auto")]
-    engine: EngineChoice,
-    /// Frames in a second at most.
-    #[arg(long, value_name = "N", value_parser = parse_fps)]
-    fps: Option<f32>,
-    /// Seconds without a frame after which a camera is opened again.
-    #[arg(long, value_name = "S", default_value = "3", value_parser = parse_seconds)]
-    stall: Duration,
-    /// Let the source wait rather than drop frames, as folders always do.
-    #[arg(long)]
-    every_frame: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
     /// Print one JSON object for each frame.
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    view: ViewArgs,
     #[cfg(feature = "http")]
     #[command(flatten)]
     web: WebArgs,
@@ -82,134 +66,262 @@ const EXAMPLES: &str = "Sources:
   dir:///inbox?watch                  pictures as they arrive in a folder
   'cmd:COMMAND?format=rgb&size=640x480'   frames on a command's stdout: rgb, bgr, grey, ppm or mjpeg
 
+Sinks (several at once):
+  json:estimates.jsonl?rotate=10MB&keep=5   a JSON object a line; csv: likewise; json:- to stdout
+  mqtt://broker:1883/plant/hall?user=me&password_file=secret   with Home Assistant discovery
+  'exec:./alarm.sh?above=80&until=75&hold=5&every=60'   a command, the estimate on its stdin
+  'webhook:http://host/hook?below=10'       the estimate posted as JSON
+
+On SIGHUP the settings file and the model are read again and replaced between
+two frames; what cannot be used is refused, and the old goes on.
+
 Examples:
   numclip run --model models/gauge --source synth:gauge --fps 5
   numclip run --model models/gauge --source dir:///inbox?watch --json >> estimates.jsonl
   numclip run --model models/gauge --source rpicam://0 --rotate 180 --roi 25%,25%,50%,50% \\
-      --motion 6 --smooth median:5 --budget 20%";
+      --motion 6 --smooth median:5 --budget 20%
+  numclip config init numclip.toml && numclip run --config numclip.toml";
 
-fn parse_fps(text: &str) -> Result<f32, String> {
-    match text.parse() {
-        Ok(fps) if (0.001..=1000.0).contains(&fps) => Ok(fps),
-        _ => Err("expected a number from 0.001 to 1000".into()),
-    }
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    match text.parse() {
-        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f32(seconds)),
-        _ => Err("expected seconds from 0.1 to 3600".into()),
+impl Args {
+    fn settings(&self) -> Result<Settings> {
+        let mut settings = self.settings.settings()?;
+        if self.json {
+            settings.output.stdout = Stdout::Json;
+        }
+        #[cfg(feature = "http")]
+        self.web.apply(&mut settings.http);
+        Ok(settings)
     }
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// When the bundle or the source cannot be used, or the engine fails.
+/// When settings, bundle, source or a sink cannot be used, or the engine fails.
 pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
-    let ended = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // The second signal does not wait.
-        signal_hook::flag::register_conditional_shutdown(
-            signal,
-            Exit::Failed as i32,
-            Arc::clone(&ended),
-        )
-        .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&ended)))
-        .context("cannot listen for signals")?;
-    }
+    let signals = Signals::register()?;
     let loading = Instant::now();
-    let pipeline = Arc::new(Pipeline::new(Bundle::open(&args.model)?, args.engine.0)?);
+    let settings = args.settings()?;
+    let is_live = address(&settings)?.is_live();
+    let pipeline = Arc::new(load(&settings)?);
     if verbose {
         describe(&pipeline, loading.elapsed());
     }
-    let settings = settings(args)?;
-    let printer: Box<dyn Sink> = Box::new(Printer::new(args, pipeline.bundle().manifest()));
-    let mut sinks = vec![("stdout".to_owned(), printer)];
-    let board = Arc::<Board>::default();
-    #[cfg(feature = "http")]
-    let web = args.web.open(&pipeline, &board, settings.stall)?;
-    #[cfg(feature = "http")]
-    sinks.extend(web.as_ref().map(Web::sink));
-    let tell: Tell = Arc::new(|notice| tell(&notice));
-    let hub = Arc::new(Hub::start(sinks, settings.pace.every_frame, &tell));
-    let source = args.source.clone();
-    let open = Arc::new(move || source.open());
-    let (live, events) = Live::start(open, Arc::clone(&pipeline), settings);
-    let feeder = {
-        let (hub, source) = (Arc::clone(&hub), args.source.to_string().into());
-        thread::spawn(move || feed(&events, &hub, &source))
-    };
-    #[cfg(feature = "http")]
-    let server = web.map(|web| web.serve(live.tap())).transpose()?;
-    notify(&[NotifyState::Ready]);
-    let result = watch(&live, &hub, &board, &ended);
+    let (mut running, feeder) = Running::start(settings, pipeline)?;
+    let result = running.watch(args, &signals);
     notify(&[NotifyState::Stopping]);
-    let counts = live.counts();
-    drop(live);
-    #[cfg(feature = "http")]
-    if let Some(server) = server {
-        server.stop();
-    }
-    drain(feeder, &hub, &ended);
+    let status = running.end(feeder, &signals.ended);
     if verbose {
-        anstream::eprintln!("{}", status(counts, &hub).line());
+        anstream::eprintln!("{}", status.line());
     }
     result?;
-    Ok(match counts {
+    Ok(match status.counts {
         Counts { unusable: 0, .. } => Exit::Done,
         Counts { readings: 0, .. } => Exit::Input,
         // A torn frame now and then is a camera's everyday life.
-        _ if args.source.is_live() => Exit::Done,
+        _ if is_live => Exit::Done,
         _ => Exit::Failed,
     })
 }
 
-fn settings(args: &Args) -> Result<Settings> {
-    let is_live = args.source.is_live();
-    let mut settings = Settings {
-        pace: Pace {
-            interval: args.fps.map(|fps| Duration::from_secs_f32(1.0 / fps)),
-            every_frame: args.every_frame || !is_live,
-        },
-        stall: is_live.then_some(args.stall),
-        ..Settings::default()
+/// A pipeline at work, and what it was made of.
+struct Running {
+    live: Live,
+    hub: Arc<Hub>,
+    around: Surroundings,
+    /// Name of the source, as estimates give it.
+    source: Arc<Mutex<Arc<str>>>,
+    /// The sinks, each by the hub's number.
+    outlets: Vec<(u64, Outlet)>,
+    settings: Settings,
+    pipeline: Arc<Pipeline>,
+    /// Times that a model was put in place of another.
+    swaps: u64,
+    #[cfg(feature = "http")]
+    web: Option<(Arc<Screen>, Server)>,
+}
+
+/// Signals that came.
+struct Signals {
+    /// It is to end.
+    ended: Arc<AtomicBool>,
+    /// Settings and model are to be read again.
+    reload: Arc<AtomicBool>,
+}
+
+/// Where estimates go.
+#[derive(Clone, Debug, PartialEq)]
+enum Outlet {
+    /// A table on standard output.
+    Table,
+    /// Anything else.
+    Sink(SinkSpec),
+}
+
+impl Running {
+    /// Opens the sinks, then the source. Gives as well the thread that brings
+    /// estimates from one to the other.
+    fn start(settings: Settings, pipeline: Arc<Pipeline>) -> Result<(Self, JoinHandle<()>)> {
+        let address = address(&settings)?.clone();
+        let live_settings = settings.live()?;
+        let board = Arc::<Board>::default();
+        #[cfg(feature = "http")]
+        let web = web::open(&settings.http, &pipeline, &board, live_settings.stall)?;
+        #[cfg(feature = "http")]
+        let screen = web.as_ref().map(Web::screen);
+        let around = Surroundings {
+            bundle: Arc::clone(pipeline.bundle()),
+            board,
+            #[cfg(feature = "http")]
+            tell: tell_on(screen.clone()),
+            #[cfg(not(feature = "http"))]
+            tell: Arc::new(|notice| tell(&notice)),
+        };
+        let patient = live_settings.pace.every_frame;
+        let hub = Arc::new(Hub::new(patient, Arc::clone(&around.tell)));
+        let mut outlets = Vec::new();
+        for outlet in outlets_of(&settings)? {
+            let sink = outlet.open(&settings, &around)?;
+            outlets.push((hub.add(outlet.to_string(), sink), outlet));
+        }
+        #[cfg(feature = "http")]
+        if let Some(screen) = &screen {
+            hub.add("http".into(), Box::new(Arc::clone(screen)));
+        }
+        let source = Arc::new(Mutex::new(Arc::from(address.to_string())));
+        let open = Arc::new(move || address.open());
+        let (live, events) = Live::start(open, Arc::clone(&pipeline), live_settings);
+        let feeder = {
+            let (hub, source) = (Arc::clone(&hub), Arc::clone(&source));
+            let tell = Arc::clone(&around.tell);
+            thread::spawn(move || feed(&events, &hub, &source, &tell))
+        };
+        #[cfg(feature = "http")]
+        let server = web.map(|web| web.serve(live.tap())).transpose()?;
+        let running = Self {
+            #[cfg(feature = "http")]
+            web: screen.zip(server),
+            live,
+            hub,
+            around,
+            source,
+            outlets,
+            settings,
+            pipeline,
+            swaps: 0,
+        };
+        Ok((running, feeder))
+    }
+
+    /// Ends the pipeline and lets the sinks take what is on its way; the state
+    /// at the end.
+    fn end(self, feeder: JoinHandle<()>, ended: &AtomicBool) -> Status {
+        let mut status = self.around.board.get();
+        status.counts = self.live.counts();
+        drop(self.live);
+        #[cfg(feature = "http")]
+        if let Some((_, server)) = self.web {
+            server.stop();
+        }
+        drain(feeder, &self.hub, ended);
+        status.sinks = self.hub.status();
+        status
+    }
+}
+
+impl Signals {
+    fn register() -> Result<Self> {
+        let signals = Self {
+            ended: Arc::default(),
+            reload: Arc::default(),
+        };
+        let register = || {
+            for signal in [SIGINT, SIGTERM] {
+                // The second signal does not wait.
+                let status = Exit::Failed as i32;
+                let ended = || Arc::clone(&signals.ended);
+                signal_hook::flag::register_conditional_shutdown(signal, status, ended())?;
+                signal_hook::flag::register(signal, ended())?;
+            }
+            signal_hook::flag::register(SIGHUP, Arc::clone(&signals.reload))
+        };
+        register().context("cannot listen for signals")?;
+        Ok(signals)
+    }
+}
+
+impl Outlet {
+    fn open(&self, settings: &Settings, around: &Surroundings) -> Result<Box<dyn Sink>, SinkError> {
+        match self {
+            Self::Sink(spec) => spec.open(around),
+            Self::Table => {
+                let source = settings.source.address.as_ref();
+                let source = source.map(ToString::to_string).unwrap_or_default();
+                Ok(Box::new(Printer::new(source, Arc::clone(&around.bundle))))
+            }
+        }
+    }
+}
+
+impl Display for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Table => f.write_str("stdout"),
+            Self::Sink(spec) => spec.fmt(f),
+        }
+    }
+}
+
+/// The sinks, standard output among them unless another has it.
+fn outlets_of(settings: &Settings) -> Result<Vec<Outlet>> {
+    let sinks = settings.sinks().map_err(UsageError)?;
+    let stdout = match settings.output.stdout {
+        _ if sinks.iter().any(SinkSpec::is_stdout) => None,
+        Stdout::None => None,
+        Stdout::Table => Some(Outlet::Table),
+        Stdout::Json => Some(Outlet::Sink(SinkSpec::Json(FileSettings::new("-")))),
     };
-    args.view.apply(&mut settings)?;
-    Ok(settings)
+    let outlets: Vec<Outlet> = stdout
+        .into_iter()
+        .chain(sinks.into_iter().map(Outlet::Sink))
+        .collect();
+    #[cfg(feature = "http")]
+    let served = settings.http.listen.is_some();
+    #[cfg(not(feature = "http"))]
+    let served = false;
+    if outlets.is_empty() && !served {
+        let message = "estimates would go nowhere: add a sink, or set output.stdout";
+        return Err(UsageError(message.into()).into());
+    }
+    Ok(outlets)
+}
+
+fn address(settings: &Settings) -> Result<&SourceAddress> {
+    let address = settings.source.address.as_ref();
+    address.ok_or_else(|| UsageError("no source: set source.address or --source".into()).into())
+}
+
+fn load(settings: &Settings) -> Result<Pipeline> {
+    let model = settings.model.path.as_ref();
+    let model = model.ok_or_else(|| UsageError("no model: set model.path or --model".into()))?;
+    Ok(Pipeline::new(Bundle::open(model)?, settings.model.engine)?)
 }
 
 /// Takes events apart until there are no more: readings to the sinks, notices
 /// to the user.
-fn feed(events: &Receiver<Event>, hub: &Hub, source: &Arc<str>) {
+fn feed(events: &Receiver<Event>, hub: &Hub, source: &Mutex<Arc<str>>, tell: &Tell) {
     for event in events {
         match event {
-            Event::Notice(notice) => tell(&notice),
-            Event::Reading(reading) => hub.put(Answer {
-                source: Arc::clone(source),
-                reading: *reading,
-            }),
+            Event::Notice(notice) => tell(notice),
+            Event::Reading(reading) => {
+                let source = Arc::clone(&source.lock().unwrap_or_else(PoisonError::into_inner));
+                hub.put(Answer {
+                    source,
+                    reading: *reading,
+                });
+            }
         }
     }
-}
-
-/// Looks after the pipeline until it ends, is told to, or nobody reads.
-fn watch(live: &Live, hub: &Hub, board: &Board, ended: &AtomicBool) -> Result<()> {
-    let mut reported = Instant::now();
-    while live.check()? && !hub.is_finished() {
-        if ended.load(Ordering::SeqCst) {
-            live.stop();
-        }
-        if reported.elapsed() >= REPORT {
-            reported = Instant::now();
-            let status = status(live.counts(), hub);
-            let line = status.line();
-            board.set(status);
-            notify(&[NotifyState::Watchdog, NotifyState::Status(&line)]);
-        }
-        thread::sleep(CHECK);
-    }
-    Ok(())
 }
 
 /// Lets the sinks take what is on its way. Once a signal has come, one that
@@ -229,67 +341,17 @@ fn drain(feeder: JoinHandle<()>, hub: &Hub, ended: &AtomicBool) {
     }
 }
 
+/// Tells the user, and whoever watches `screen`.
+#[cfg(feature = "http")]
+fn tell_on(screen: Option<Arc<Screen>>) -> Tell {
+    Arc::new(move |notice| {
+        tell(&notice);
+        if let Some(screen) = &screen {
+            screen.notice(&notice);
+        }
+    })
+}
+
 fn tell(notice: &str) {
     anstream::eprintln!("\x1b[1;33mnotice:\x1b[0m {notice}");
-}
-
-/// Without a service manager there is nobody to tell.
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        anstream::eprintln!("cannot reach the service manager: {error}");
-    }
-}
-
-fn status(counts: Counts, hub: &Hub) -> Status {
-    Status {
-        counts,
-        sinks: hub.status(),
-        device: Device::read(),
-        ..Status::default()
-    }
-}
-
-/// Writes readings to stdout, for a person or as JSON.
-struct Printer {
-    layout: Layout,
-    json: bool,
-}
-
-impl Printer {
-    fn new(args: &Args, manifest: &Manifest) -> Self {
-        let source = args.source.to_string();
-        Self {
-            layout: Layout::new(manifest, std::iter::once(source.as_str())),
-            json: args.json,
-        }
-    }
-
-    fn line(&self, answer: &Answer) -> String {
-        if self.json {
-            return answer.to_json();
-        }
-        let reading = &answer.reading;
-        let source = reading.name.as_deref().unwrap_or(&answer.source);
-        let bins = &reading.bundle.manifest().bins.bin;
-        self.layout
-            .row(source, &reading.timed.estimate, bins, reading.truth)
-    }
-}
-
-impl Sink for Printer {
-    fn put(&mut self, answer: &Answer) -> Result<(), SinkError> {
-        writeln!(anstream::stdout().lock(), "{}", self.line(answer)).map_err(|error| {
-            match error.kind() {
-                ErrorKind::BrokenPipe => SinkError::Closed,
-                _ => SinkError::Io {
-                    name: "stdout".into(),
-                    error,
-                },
-            }
-        })
-    }
-
-    fn keeps_all(&self) -> bool {
-        true
-    }
 }

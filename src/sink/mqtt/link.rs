@@ -29,6 +29,26 @@ struct Inside {
     ended: bool,
 }
 
+/// Connects once and leaves.
+///
+/// # Errors
+/// Why the broker does not let us in.
+pub fn probe(options: MqttOptions) -> Result<(), String> {
+    let (client, mut connection) = Client::new(options, WINDOW);
+    for event in connection.iter() {
+        match event {
+            Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                // It has let us in: how we leave does not matter.
+                let _ = client.try_disconnect();
+            }
+            Ok(Event::Outgoing(Outgoing::Disconnect)) => break,
+            Ok(_) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Ok(())
+}
+
 impl Link {
     /// Starts the thread that connects by `options`.
     pub fn start(options: MqttOptions, post: Post) -> Self {
