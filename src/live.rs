@@ -252,7 +252,9 @@ impl Live {
                 _ => Ok(false),
             };
         }
-        if let Some(limit) = locked(&self.settings).stall
+        // Not in the condition, which would keep the lock that a restart needs.
+        let stall = locked(&self.settings).stall;
+        if let Some(limit) = stall
             && self.supply.waiting() > limit
         {
             self.tell(format!(
