@@ -227,7 +227,8 @@ impl Plan {
 }
 
 impl Channels {
-    fn source(self, channel: usize) -> usize {
+    /// The channel of a picture, red first, that becomes this channel of the tensor.
+    pub fn source(self, channel: usize) -> usize {
         match self {
             Self::Rgb => channel,
             Self::Bgr => 2 - channel,
@@ -279,6 +280,11 @@ impl Preprocessor {
         let pixels = width as usize * height as usize * 3;
         self.fitted.resize(pixels, 0);
         self.copy_turned(&placement, (width, height), view.turn());
+        &self.fitted
+    }
+
+    /// The picture last fitted or shrunk; empty before the first.
+    pub fn fitted(&self) -> &[u8] {
         &self.fitted
     }
 

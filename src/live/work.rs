@@ -1,5 +1,6 @@
 //! The worker thread: shots in, readings out.
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -84,7 +85,7 @@ impl<'a> Observer<'a> {
             supply,
             settings,
             bundle,
-            worker: pipeline.worker()?,
+            worker: pipeline.worker_on(settings.threads.unwrap_or(NonZero::<usize>::MIN))?,
             scene: needs_scene.then(|| Scene::new(settings.motion)),
             smoother: smoother(settings, range),
             finder: detector.map(|detector| detector.finder()).transpose()?,
