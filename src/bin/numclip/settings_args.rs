@@ -28,9 +28,6 @@ pub struct SettingsArgs {
     /// Engine that runs the encoder: auto, int8 or tract [default: auto].
     #[arg(long)]
     engine: Option<EngineChoice>,
-    /// Threads that share each picture: less delay, no less work [default: 1].
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZero<usize>>,
     /// Frames in a second at most.
     #[arg(long, value_name = "N", value_parser = within(FPS))]
     fps: Option<f32>,
@@ -69,7 +66,6 @@ impl SettingsArgs {
         if let Some(EngineChoice(engine)) = self.engine {
             settings.model.engine = engine;
         }
-        settings.model.threads = self.threads.or(settings.model.threads);
         settings.pace.fps = self.fps.or(settings.pace.fps);
         settings.pace.every_frame |= self.every_frame;
         settings.source.stall = self.stall.unwrap_or(settings.source.stall);
