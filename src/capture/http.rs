@@ -405,7 +405,7 @@ impl Target {
         (uri.scheme_str() == Some("http") && !uri.host()?.is_empty()).then_some(())?;
         Some(Self {
             host: uri.host()?.into(),
-            port: uri.port_u16().unwrap_or(80),
+            port: port(uri)?,
             path: path.into(),
         })
     }
@@ -472,6 +472,18 @@ fn decoded(text: &str) -> Result<String, String> {
     decoded
         .map(String::from)
         .map_err(|_| "user and password are not UTF-8".into())
+}
+
+/// 80 where there is none; one that is no port is not the same as none.
+fn port(uri: &Uri) -> Option<u16> {
+    let authority = uri.authority()?.as_str();
+    let place = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, place)| place);
+    match place == uri.host()? {
+        true => Some(80),
+        false => uri.port_u16(),
+    }
 }
 
 /// The pace that the query asks for.
