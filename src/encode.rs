@@ -9,11 +9,13 @@ pub mod int8;
 pub mod tract;
 
 use std::fmt;
+use std::num::NonZero;
 use std::str::FromStr;
 
 use thiserror::Error;
 
 use crate::bundle::{Bundle, BundleError, EncoderFile, EncoderFormat, Precision};
+use crate::preprocess::Plan;
 
 /// A loaded encoder.
 pub trait Model: Send + Sync {
@@ -25,11 +27,31 @@ pub trait Model: Send + Sync {
         None
     }
 
+    /// The set of kernels in use, where the engine has several.
+    fn kernels(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Multiply-accumulates per second that one thread of the engine reaches
+    /// on data in the cache, measured when asked for (tens of milliseconds).
+    fn peak_macs_per_second(&self) -> Option<f64> {
+        None
+    }
+
     /// A runner of its own for the calling thread.
     ///
     /// # Errors
     /// [`EncodeError`] when the engine cannot set it up.
-    fn session(&self) -> Result<Box<dyn Session>, EncodeError>;
+    fn session(&self) -> Result<Box<dyn Session>, EncodeError> {
+        self.session_on(NonZero::<usize>::MIN)
+    }
+
+    /// A runner that shares each picture between this many threads of its
+    /// own, where the engine can; the embedding is the same, byte for byte.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when the engine cannot set it up.
+    fn session_on(&self, threads: NonZero<usize>) -> Result<Box<dyn Session>, EncodeError>;
 }
 
 /// A running encoder.
@@ -40,6 +62,20 @@ pub trait Session: Send {
     /// # Errors
     /// [`EncodeError`] when the tensor does not fit or the engine fails.
     fn encode(&mut self, tensor: &[f32]) -> Result<Vec<f32>, EncodeError>;
+
+    /// Embeds one picture as [`Preprocessor::fit`] leaves it: RGB, interleaved,
+    /// `size · size · 3` bytes. The same as [`Session::encode`] of what `plan`
+    /// normalises it to.
+    ///
+    /// [`Preprocessor::fit`]: crate::preprocess::Preprocessor::fit
+    ///
+    /// # Errors
+    /// As [`Session::encode`].
+    fn encode_pixels(&mut self, plan: &Plan, pixels: &[u8]) -> Result<Vec<f32>, EncodeError> {
+        let mut tensor = vec![0.0; pixels.len()];
+        plan.normalize(pixels, &mut tensor);
+        self.encode(&tensor)
+    }
 }
 
 /// Engines that this build may hold.

@@ -69,6 +69,13 @@ pub struct Estimator {
     calibration: Option<Calibration>,
 }
 
+/// Memory that estimates use one after the other.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    logits: Vec<f32>,
+    hidden: Vec<f32>,
+}
+
 /// Parts that do not make an estimator.
 #[derive(Clone, Debug, Error, PartialEq)]
 #[error("{field}: expected {expected}, got {got}")]
@@ -127,20 +134,29 @@ impl Estimator {
 
     /// The estimate for `embedding` (any norm, `bins().dim()` values).
     pub fn estimate(&self, embedding: &[f32]) -> Estimate {
-        let mut logits = self.bins.cosines(embedding);
-        for logit in &mut logits {
-            *logit *= self.logit_scale;
-        }
-        self.estimate_logits(&logits)
+        self.estimate_with(embedding, &mut Scratch::default())
+    }
+
+    /// As [`Estimator::estimate`], in memory that is used again.
+    pub fn estimate_with(&self, embedding: &[f32], scratch: &mut Scratch) -> Estimate {
+        let Scratch { logits, hidden } = scratch;
+        let scaled = self.bins.cosines(embedding).map(|c| c * self.logit_scale);
+        logits.clear();
+        logits.extend(scaled);
+        self.conclude(logits, hidden)
     }
 
     /// The estimate for `logits`, one for every bin: cosine times logit scale.
     pub fn estimate_logits(&self, logits: &[f32]) -> Estimate {
+        self.conclude(logits, &mut Vec::new())
+    }
+
+    fn conclude(&self, logits: &[f32], hidden: &mut Vec<f32>) -> Estimate {
         let probabilities = softmax(logits);
         let [low, high] = self.range;
         let value = self
             .regressor
-            .value(logits, &probabilities)
+            .value_with(logits, &probabilities, hidden)
             .clamp(low, high);
         let interval = self.calibration.map(|calibration| {
             let half = calibration.half_width(self.bins.as_slice(), &probabilities);
@@ -159,6 +175,10 @@ impl Regressor {
     /// The number that `logits` and their softmax give, before it is clamped
     /// to the task's range. The regressor must have passed [`Regressor::check`].
     pub fn value(&self, logits: &[f32], probabilities: &[f32]) -> f32 {
+        self.value_with(logits, probabilities, &mut Vec::new())
+    }
+
+    fn value_with(&self, logits: &[f32], probabilities: &[f32], hidden: &mut Vec<f32>) -> f32 {
         match self {
             Self::Expectation { values } => dot(probabilities, values),
             Self::Ssr {
@@ -169,13 +189,18 @@ impl Regressor {
                 shift_weight,
                 shift_bias,
             } => {
-                let hidden = affine(hidden_weight, hidden_bias, logits, |x| x.max(0.0));
-                let shifts = affine(shift_weight, shift_bias, &hidden, f32::tanh);
-                let shifted = |(start, shift): (&f32, &f32)| {
-                    start / (1.0 + lambda * shift).max(SSR_MIN_DENOMINATOR)
-                };
-                let anchors: Vec<f32> = starts.iter().zip(&shifts).map(shifted).collect();
-                dot(probabilities, &anchors)
+                hidden.clear();
+                hidden.extend(affine(hidden_weight, hidden_bias, logits).map(|x| x.max(0.0)));
+                let shifts = affine(shift_weight, shift_bias, hidden).map(f32::tanh);
+                let anchors = starts
+                    .iter()
+                    .zip(shifts)
+                    .map(|(start, shift)| start / (1.0 + lambda * shift).max(SSR_MIN_DENOMINATOR));
+                probabilities
+                    .iter()
+                    .zip(anchors)
+                    .map(|(p, anchor)| p * anchor)
+                    .sum()
             }
         }
     }
@@ -248,9 +273,10 @@ pub fn spread(bins: &[Bin], probabilities: &[f32]) -> f32 {
 /// Softmax of `logits`, safe for any finite values.
 pub fn softmax(logits: &[f32]) -> Vec<f32> {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers: Vec<f32> = logits.iter().map(|logit| (logit - highest).exp()).collect();
+    let mut powers: Vec<f32> = logits.iter().map(|logit| (logit - highest).exp()).collect();
     let sum: f32 = powers.iter().sum();
-    powers.iter().map(|power| power / sum).collect()
+    powers.iter_mut().for_each(|power| *power /= sum);
+    powers
 }
 
 fn argmax(values: &[f32]) -> usize {
@@ -264,16 +290,14 @@ fn argmax(values: &[f32]) -> usize {
     (0..values.len()).fold(0, better)
 }
 
-fn affine(
-    weight: &[f32],
-    bias: &[f32],
-    input: &[f32],
-    activation: impl Fn(f32) -> f32,
-) -> Vec<f32> {
+/// weight · input + bias, row by row.
+fn affine<'a>(
+    weight: &'a [f32],
+    bias: &'a [f32],
+    input: &'a [f32],
+) -> impl Iterator<Item = f32> + 'a {
     let rows = weight.chunks_exact(input.len());
-    rows.zip(bias)
-        .map(|(row, bias)| activation(dot(row, input) + bias))
-        .collect()
+    rows.zip(bias).map(|(row, bias)| dot(row, input) + bias)
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {

@@ -19,6 +19,7 @@ mod tap;
 mod track;
 mod work;
 
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,6 +66,8 @@ pub struct Settings {
     pub budget: Option<Budget>,
     /// What is estimated, where it is not the picture as a whole.
     pub subjects: Option<Subjects>,
+    /// Threads that share each picture; one unless said.
+    pub threads: Option<NonZero<usize>>,
 }
 
 /// Subjects that a detector looks for; each gets estimates of its own.
@@ -249,7 +252,9 @@ impl Live {
                 _ => Ok(false),
             };
         }
-        if let Some(limit) = locked(&self.settings).stall
+        // Not in the condition, which would keep the lock that a restart needs.
+        let stall = locked(&self.settings).stall;
+        if let Some(limit) = stall
             && self.supply.waiting() > limit
         {
             self.tell(format!(

@@ -1,11 +1,12 @@
 //! All stages in a row: the one module that knows each of them.
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bundle::Bundle;
 use crate::encode::{self, EncodeError, Engine, Loaded, Session};
-use crate::estimate::Estimate;
+use crate::estimate::{Estimate, Scratch};
 use crate::frame::Frame;
 use crate::preprocess::Preprocessor;
 use crate::view::View;
@@ -21,7 +22,7 @@ pub struct Worker<'a> {
     bundle: &'a Bundle,
     session: Box<dyn Session>,
     preprocessor: Preprocessor,
-    tensor: Vec<f32>,
+    scratch: Scratch,
 }
 
 /// An estimate and how long each stage took.
@@ -29,9 +30,9 @@ pub struct Worker<'a> {
 pub struct Timed {
     /// The estimate.
     pub estimate: Estimate,
-    /// Resize, crop and normalisation.
+    /// Resize and crop.
     pub preprocess: Duration,
-    /// The network.
+    /// Normalisation and the network.
     pub encode: Duration,
     /// Bin matching and regression.
     pub estimation: Duration,
@@ -71,39 +72,59 @@ impl Pipeline {
         &self.loaded.refusals
     }
 
+    /// The set of kernels that the engine uses, where it has several.
+    pub fn kernels(&self) -> Option<&'static str> {
+        self.loaded.model.kernels()
+    }
+
+    /// Multiply-accumulates per second that one thread could reach at most,
+    /// where the engine can tell; measured when asked for.
+    pub fn peak_macs_per_second(&self) -> Option<f64> {
+        self.loaded.model.peak_macs_per_second()
+    }
+
     /// A worker for the calling thread.
     ///
     /// # Errors
     /// [`EncodeError`] when the engine cannot set up another session.
     pub fn worker(&self) -> Result<Worker<'_>, EncodeError> {
+        self.worker_on(NonZero::<usize>::MIN)
+    }
+
+    /// A worker that shares each picture between this many threads of its
+    /// own, where the engine can. Estimates do not depend on their number.
+    ///
+    /// # Errors
+    /// As [`Pipeline::worker`].
+    pub fn worker_on(&self, threads: NonZero<usize>) -> Result<Worker<'_>, EncodeError> {
         Ok(Worker {
             bundle: &self.bundle,
-            session: self.loaded.model.session()?,
+            session: self.loaded.model.session_on(threads)?,
             preprocessor: Preprocessor::default(),
-            tensor: vec![0.0; self.bundle.manifest().preprocess.pixel_len()],
+            scratch: Scratch::default(),
         })
     }
 }
 
 impl Worker<'_> {
-    /// The encoder's input for `frame`: planar `[3, size, size]`.
-    pub fn preprocess(&mut self, frame: &Frame) -> &[f32] {
+    /// Resizes and crops `frame`: RGB, interleaved, `size · size · 3` bytes.
+    pub fn preprocess(&mut self, frame: &Frame) -> &[u8] {
         self.preprocess_view(&View::whole(frame))
     }
 
     /// As [`Worker::preprocess`], for a part of a frame.
-    pub fn preprocess_view(&mut self, view: &View<'_>) -> &[f32] {
+    pub fn preprocess_view(&mut self, view: &View<'_>) -> &[u8] {
         let plan = &self.bundle.manifest().preprocess;
-        plan.normalize(self.preprocessor.fit_view(plan, view), &mut self.tensor);
-        &self.tensor
+        self.preprocessor.fit_view(plan, view)
     }
 
-    /// The embedding of the tensor last preprocessed: `[dim]`, any norm.
+    /// The embedding of the frame last preprocessed: `[dim]`, any norm.
     ///
     /// # Errors
-    /// [`EncodeError`] when the engine fails.
+    /// [`EncodeError`] when the engine fails, or there was no frame.
     pub fn encode(&mut self) -> Result<Vec<f32>, EncodeError> {
-        self.session.encode(&self.tensor)
+        let plan = &self.bundle.manifest().preprocess;
+        self.session.encode_pixels(plan, self.preprocessor.fitted())
     }
 
     /// The estimate for `frame`.
@@ -124,7 +145,8 @@ impl Worker<'_> {
         let preprocessed = Instant::now();
         let embedding = self.encode()?;
         let encoded = Instant::now();
-        let estimate = self.bundle.estimator().estimate(&embedding);
+        let estimator = self.bundle.estimator();
+        let estimate = estimator.estimate_with(&embedding, &mut self.scratch);
         Ok(Timed {
             estimate,
             preprocess: preprocessed - start,

@@ -5,6 +5,7 @@
 
 mod read;
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +84,8 @@ pub struct ModelSettings {
     /// The engine; the best one that fits where there is none.
     #[serde(deserialize_with = "read::engine")]
     pub engine: Option<Engine>,
+    /// Threads that share each picture; one where there is none.
+    pub threads: Option<NonZero<usize>>,
 }
 
 /// `[source]`
@@ -313,6 +316,7 @@ impl Settings {
             smooth: self.filter.smooth,
             budget: self.pace.budget,
             subjects: self.detector.open()?,
+            threads: self.model.threads,
         })
     }
 

@@ -75,11 +75,10 @@ fn replay_case(
     )
     .map_err(|error| ReplayError::Frame { case, error })?;
     let manifest = pipeline.bundle().manifest();
-    let tensor_levels = levels_apart(
-        worker.preprocess(&frame),
-        &golden.tensor,
-        manifest.preprocess.std,
-    );
+    let plan = &manifest.preprocess;
+    let mut tensor = vec![0.0; plan.pixel_len()];
+    plan.normalize(worker.preprocess(&frame), &mut tensor);
+    let tensor_levels = levels_apart(&tensor, &golden.tensor, plan.std);
     let embedding = worker.encode()?;
     let cosine = cosine(&embedding, &golden.embedding);
     let got = pipeline.bundle().estimator().estimate(&embedding).value;

@@ -485,3 +485,70 @@ fn a_reader_that_leaves_is_no_error() {
     );
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
 }
+
+#[test]
+fn bench_says_what_it_measured() {
+    let place = workplace();
+    let image = ["--image", "photos/b.png", "--seconds", "0.05"];
+    let bench = |more: &[&str]| {
+        let args = [&["bench", "--model", "model"], &image[..], more].concat();
+        numclip(place.path(), &args)
+    };
+    let ran = bench(&["--json"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let [measured] = ran.json().try_into().unwrap();
+    for stage in ["decode", "preprocess", "encode", "estimate", "all"] {
+        let times = &measured["milliseconds"][stage];
+        let of = |name: &str| times[name].as_f64().unwrap();
+        let [p50, p90, p99, max] = ["p50", "p90", "p99", "max"].map(of);
+        assert!(
+            0.0 <= p50 && p50 <= p90 && p90 <= p99 && p99 <= max,
+            "{stage}: {times}"
+        );
+    }
+    let number = |name: &str| measured[name].as_f64().unwrap();
+    assert!(number("first_estimate_ms") >= number("load_ms"));
+    let median = measured["milliseconds"]["all"]["p50"].as_f64().unwrap();
+    assert!((number("frames_per_second") * median - 1e3).abs() < 1.0);
+    assert!(number("lowest_golden_cosine") > 0.999);
+    assert!(number("frames") >= 1.0);
+    let memory = measured["peak_memory_bytes"].as_f64();
+    assert!(memory.is_none_or(|bytes| bytes > 1e6));
+    assert_eq!(measured["threads"], 1);
+}
+
+#[test]
+fn bench_puts_engines_side_by_side() {
+    let gauge = concat!(env!("CARGO_MANIFEST_DIR"), "/models/gauge");
+    let bench = |more: &[&str]| {
+        let args = [
+            "bench",
+            "--model",
+            gauge,
+            "--engine",
+            "all",
+            "--seconds",
+            "0.02",
+        ];
+        numclip(Path::new("."), &[&args[..], more].concat())
+    };
+    let ran = bench(&["--threads", "2"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    let int8 = lines[0].find("int8 (");
+    assert!(int8 < lines[0].find("tract"), "{}", ran.stdout);
+    assert!(int8.is_some(), "{}", ran.stdout);
+    for row in ["encode, ms", "share of the peak", "lowest golden cosine"] {
+        assert!(
+            lines.iter().any(|line| line.starts_with(row)),
+            "{row}: {}",
+            ran.stdout
+        );
+    }
+    let engines = bench(&["--json"]).json();
+    let names: Vec<_> = engines.iter().map(|measured| &measured["engine"]).collect();
+    assert_eq!(names, ["int8", "tract"]);
+    let share = engines[0]["gmacs_per_second"].as_f64().unwrap()
+        / engines[0]["peak_gmacs_per_second"].as_f64().unwrap();
+    assert!((0.001..1.5).contains(&share), "{share}");
+}

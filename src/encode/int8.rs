@@ -17,21 +17,25 @@ mod graph;
 mod kernels;
 mod lower;
 mod memory;
+mod peak;
 mod plan;
 mod program;
 mod proto;
 mod run;
+mod shares;
 #[cfg(test)]
 mod tests;
 
+use std::num::NonZero;
 use std::sync::Arc;
 
 use super::{EncodeError, Engine, Model, Session};
 use crate::bundle::{Bundle, EncoderFile};
+use crate::preprocess::Plan;
 use graph::{Graph, GraphError};
 use kernels::Kernels;
-use program::Program;
-use run::Runner;
+use program::{Placed, Program};
+use run::{Lookup, Runner};
 
 /// Environment variable that names the instruction set.
 pub const ISA: &str = "NUMCLIP_ISA";
@@ -44,8 +48,9 @@ pub struct Int8Model {
 
 struct Int8Session {
     file: String,
-    pixels: usize,
     runner: Runner,
+    /// What bytes become under the plan last used.
+    lookups: Option<(Plan, [Lookup; 3])>,
 }
 
 impl Int8Model {
@@ -92,11 +97,6 @@ impl Int8Model {
             program: Arc::new(program),
         })
     }
-
-    /// The instruction set that was chosen.
-    pub fn isa(&self) -> &'static str {
-        self.program.kernels.name()
-    }
 }
 
 fn program(
@@ -131,32 +131,78 @@ impl Model for Int8Model {
         Some(self.program.macs)
     }
 
-    fn session(&self) -> Result<Box<dyn Session>, EncodeError> {
+    fn kernels(&self) -> Option<&'static str> {
+        Some(self.program.kernels.name())
+    }
+
+    fn peak_macs_per_second(&self) -> Option<f64> {
+        Some(peak::macs_per_second(self.program.kernels))
+    }
+
+    fn session_on(&self, threads: NonZero<usize>) -> Result<Box<dyn Session>, EncodeError> {
+        let runner = Runner::new(Arc::clone(&self.program)).with_threads(threads);
         Ok(Box::new(Int8Session {
             file: self.file.clone(),
-            pixels: self.program.image.shape.values(),
-            runner: Runner::new(Arc::clone(&self.program)),
+            runner: runner.map_err(failed)?,
+            lookups: None,
         }))
     }
 }
 
 impl Session for Int8Session {
     fn encode(&mut self, tensor: &[f32]) -> Result<Vec<f32>, EncodeError> {
-        if tensor.len() != self.pixels {
-            return Err(EncodeError::Shape {
+        self.check_input(tensor.len())?;
+        finite(self.runner.run(tensor))
+    }
+
+    /// Each byte of a picture can become one of 256 levels, so that a table
+    /// stands for normalisation and quantisation.
+    fn encode_pixels(&mut self, plan: &Plan, pixels: &[u8]) -> Result<Vec<f32>, EncodeError> {
+        self.check_input(pixels.len())?;
+        let known = self.lookups.take().filter(|(of, _)| of == plan);
+        let new = || (plan.clone(), lookups(plan, self.runner.image()));
+        let (_, lookups) = self.lookups.insert(known.unwrap_or_else(new));
+        finite(self.runner.run_pixels(pixels, lookups))
+    }
+}
+
+impl Int8Session {
+    fn check_input(&self, values: usize) -> Result<(), EncodeError> {
+        let expected = self.runner.image().shape.values();
+        match values == expected {
+            true => Ok(()),
+            false => Err(EncodeError::Shape {
                 file: self.file.clone(),
                 what: "input of the network",
-                expected: format!("{} values", self.pixels),
-                got: format!("{} values", tensor.len()),
-            });
-        }
-        let embedding = self.runner.run(tensor);
-        match embedding.iter().all(|value| value.is_finite()) {
-            true => Ok(embedding),
-            false => Err(EncodeError::Run {
-                engine: Engine::Int8,
-                message: "the embedding is not finite".into(),
+                expected: format!("{expected} values"),
+                got: format!("{values} values"),
             }),
         }
+    }
+}
+
+/// For each channel of `image`, the levels of all bytes after the plan's
+/// normalisation.
+fn lookups(plan: &Plan, image: &Placed) -> [Lookup; 3] {
+    let ramp: [[u8; 3]; 256] = std::array::from_fn(|byte| [byte as u8; 3]);
+    let mut tensor = [0.0; 3 * 256];
+    plan.normalize(ramp.as_flattened(), &mut tensor);
+    [0, 1, 2].map(|channel| Lookup {
+        source: plan.channels.source(channel),
+        levels: std::array::from_fn(|byte| image.affine.level(tensor[256 * channel + byte])),
+    })
+}
+
+fn finite(embedding: Vec<f32>) -> Result<Vec<f32>, EncodeError> {
+    match embedding.iter().all(|value| value.is_finite()) {
+        true => Ok(embedding),
+        false => Err(failed("the embedding is not finite")),
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> EncodeError {
+    EncodeError::Run {
+        engine: Engine::Int8,
+        message: error.to_string(),
     }
 }

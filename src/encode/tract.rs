@@ -1,6 +1,7 @@
 //! The general engine: tract-onnx runs any ONNX encoder, f32 or int8.
 
 use std::io::Cursor;
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -90,7 +91,8 @@ impl Model for TractModel {
         Engine::Tract
     }
 
-    fn session(&self) -> Result<Box<dyn Session>, EncodeError> {
+    /// tract runs a picture on one thread, whatever is asked for.
+    fn session_on(&self, _threads: NonZero<usize>) -> Result<Box<dyn Session>, EncodeError> {
         let state = self.plan.spawn().map_err(failed)?;
         Ok(Box::new(TractSession {
             file: self.file.clone(),

@@ -1,5 +1,6 @@
 //! A package into a folder of this machine, such as a mounted card.
 
+use std::cell::RefCell;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -27,7 +28,7 @@ pub fn place(
         Some(trust) => trust.clone(),
         None => device.trust()?,
     };
-    let show = std::cell::RefCell::new(show);
+    let show = RefCell::new(show);
     let mut source = Local {
         package,
         show: &mut |progress| (*show.borrow_mut())(progress),

@@ -40,6 +40,8 @@ pub enum Lie {
     Files,
     /// Those of folders.
     Folders,
+    /// The one at this step, counted from 0.
+    Step(usize),
 }
 
 #[derive(Clone, Debug)]
@@ -184,8 +186,9 @@ impl SimulatedDisk {
 
     fn settle(&mut self, path: &str, unless: Lie) -> io::Result<()> {
         let node = self.find(path)?;
+        let step = self.steps;
         self.step()?.held()?;
-        if self.lie != Some(unless) {
+        if self.lie != Some(unless) && self.lie != Some(Lie::Step(step)) {
             self.nodes[node].settle();
         }
         Ok(())

@@ -354,4 +354,24 @@ mod tests {
             assert!(!torture(1, Some(lie)).bricked.is_empty(), "{lie:?}");
         }
     }
+
+    #[test]
+    fn every_sync_ahead_of_the_switch_is_needed() {
+        let mut draw = Draw(1);
+        let needed = |step: usize, draw: &mut Draw| {
+            let scenario = Scenario::new(Action::First, Some(Lie::Step(step)));
+            let mut report = Report::default();
+            for cut in step..scenario.steps {
+                report.cut_once(&scenario, cut, draw);
+            }
+            !report.bricked.is_empty()
+        };
+        let steps = Scenario::new(Action::First, None).steps;
+        let needed: Vec<usize> = (0..steps).filter(|&step| needed(step, &mut draw)).collect();
+        // Four files, their folder, the folder of slots, the store; then the
+        // file that says what serves.
+        let seal: Vec<usize> = (needed[0]..needed[0] + 7).collect();
+        assert_eq!(needed[..7], seal);
+        assert_eq!(needed.len(), 8);
+    }
 }

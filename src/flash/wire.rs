@@ -3,6 +3,7 @@
 //! Sender: one line of JSON ([`Offer`]), the package's header, and the blobs
 //! that are asked for. Device: lines of JSON ([`Message`]).
 
+use std::cell::RefCell;
 use std::io::{self, BufRead, Read, Write};
 use std::path::Path;
 
@@ -77,8 +78,13 @@ pub enum SendError {
         again: bool,
     },
     /// The connection broke, or something else than a device answers.
-    #[error("{0}")]
-    Connection(String),
+    #[error("{message}")]
+    Connection {
+        /// What is known of it.
+        message: String,
+        /// Whether the device had answered before.
+        begun: bool,
+    },
     /// The package cannot be read.
     #[error(transparent)]
     Package(#[from] PackageError),
@@ -89,7 +95,7 @@ impl SendError {
     pub fn may_be_repeated(&self) -> bool {
         match self {
             Self::Refused { again, .. } => *again,
-            Self::Connection(_) => true,
+            Self::Connection { begun, .. } => *begun,
             Self::Package(_) => false,
         }
     }
@@ -143,7 +149,7 @@ fn receive_offer(
     let header = Header::read(&mut &mut *reader).map_err(StoreError::from)?;
     let mut device = Device::open(root)?;
     let trust = device.trust()?;
-    let writer = std::cell::RefCell::new(writer);
+    let writer = RefCell::new(writer);
     let mut source = Stream {
         reader,
         writer: &writer,
@@ -183,12 +189,16 @@ pub fn send(
     let offered = tell(writer, &offer)
         .and_then(|()| writer.write_all(package.header().bytes()))
         .and_then(|()| writer.flush());
-    let mut broken = offered.err();
+    let mut broken = offered.err().map(|error| lost(error, false));
+    let mut begun = false;
     loop {
-        match hear(reader).map_err(|error| lost(broken.take().unwrap_or(error)))? {
+        let message = hear(reader);
+        let message = message.map_err(|error| broken.take().unwrap_or_else(|| lost(error, begun)));
+        begun = true;
+        match message? {
             Message::Needs(needs) => match send_blobs(package, &needs, writer, show) {
                 // The device's last words say more than a broken pipe.
-                Err(SendError::Connection(message)) => broken = Some(io::Error::other(message)),
+                Err(error @ SendError::Connection { .. }) => broken = Some(error),
                 result => result?,
             },
             Message::Stage(stage) => show(Progress::Stage(stage)),
@@ -212,27 +222,29 @@ fn send_blobs(
         entry.and_then(|entry| entry.packed_size.checked_sub(need.offset))
     });
     let total: Option<u64> = sizes.sum();
-    let total = total.ok_or_else(|| lost(io::Error::other("asks for what no package has")))?;
+    let foreign = || lost(io::Error::other("asks for what no package has"), false);
+    let total = total.ok_or_else(foreign)?;
     show(Progress::Total(total));
     let mut buffer = vec![0; 1 << 16];
     for need in needs {
         let mut blob = package.blob(need.position, need.offset)?;
         loop {
-            let length = blob.read(&mut buffer).map_err(lost)?;
+            let length = package.read_some(&mut blob, &mut buffer)?;
             if length == 0 {
                 break;
             }
-            writer.write_all(&buffer[..length]).map_err(lost)?;
+            let written = writer.write_all(&buffer[..length]);
+            written.map_err(|error| lost(error, true))?;
             show(Progress::Sent(length as u64));
         }
     }
-    writer.flush().map_err(lost)
+    writer.flush().map_err(|error| lost(error, true))
 }
 
 /// Blobs as they come from the sender.
 struct Stream<'a, 'b> {
     reader: &'a mut dyn BufRead,
-    writer: &'a std::cell::RefCell<&'b mut dyn Write>,
+    writer: &'a RefCell<&'b mut dyn Write>,
 }
 
 impl Source for Stream<'_, '_> {
@@ -285,9 +297,10 @@ fn unclear(error: io::Error) -> DeviceError {
     }
 }
 
-fn lost(error: io::Error) -> SendError {
-    SendError::Connection(match error.kind() {
+fn lost(error: io::Error, begun: bool) -> SendError {
+    let message = match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => "the connection ended".into(),
         _ => error.to_string(),
-    })
+    };
+    SendError::Connection { message, begun }
 }

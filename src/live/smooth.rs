@@ -12,7 +12,8 @@ use std::collections::VecDeque;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-/// After a pause as long as this, what was before says nothing any more.
+/// After a pause longer than this, what was before says nothing any more,
+/// unless estimates are meant to come as rarely.
 pub const LONGEST_GAP: Duration = Duration::from_secs(10);
 
 /// Half-widths of 90 % intervals in standard deviations of a normal error.
@@ -67,8 +68,9 @@ pub struct Smoother {
     smoothing: Smoothing,
     /// Width of the task's range.
     range: f64,
+    longest_gap: Duration,
     last: Option<Instant>,
-    window: VecDeque<(Instant, Smoothed)>,
+    window: VecDeque<Smoothed>,
     sorted: Vec<f32>,
     level: Level,
 }
@@ -82,8 +84,9 @@ struct Level {
 }
 
 impl Smoother {
-    /// A filter for a quantity within `range`, which has seen nothing yet.
-    pub fn new(smoothing: Smoothing, range: [f32; 2]) -> Self {
+    /// A filter for a quantity within `range`, which has seen nothing yet, and
+    /// forgets what lies further back than `longest_gap`.
+    pub fn new(smoothing: Smoothing, range: [f32; 2], longest_gap: Duration) -> Self {
         let window = match smoothing {
             Smoothing::Median { window } => window,
             Smoothing::Kalman { .. } => 0,
@@ -91,6 +94,7 @@ impl Smoother {
         Self {
             smoothing,
             range: f64::from(range[1] - range[0]),
+            longest_gap,
             last: None,
             window: VecDeque::with_capacity(window),
             sorted: Vec::with_capacity(window),
@@ -101,10 +105,15 @@ impl Smoother {
     /// What the estimate `now`, made at `at`, becomes.
     pub fn smooth(&mut self, at: Instant, now: Smoothed) -> Smoothed {
         let gap = self.last.map(|last| at.saturating_duration_since(last));
-        let gap = gap.filter(|gap| *gap <= LONGEST_GAP);
+        let gap = gap.filter(|gap| *gap <= self.longest_gap);
         self.last = Some(at);
         match self.smoothing {
-            Smoothing::Median { window } => self.median(window, at, now),
+            Smoothing::Median { window } => {
+                if gap.is_none() {
+                    self.window.clear();
+                }
+                self.median(window, now)
+            }
             Smoothing::Kalman { drift } => {
                 let drift = drift.map_or(DRIFT * self.range, f64::from);
                 self.level = self.level.next(gap, drift, self.variance(now), now);
@@ -116,17 +125,13 @@ impl Smoother {
     /// Forgets all that was.
     pub fn reset(&mut self) {
         self.last = None;
-        self.window.clear();
     }
 
-    fn median(&mut self, window: usize, at: Instant, now: Smoothed) -> Smoothed {
-        let is_stale = |then: &Instant| at.saturating_duration_since(*then) > LONGEST_GAP;
-        while self.window.front().is_some_and(|(then, _)| is_stale(then))
-            || self.window.len() >= window
-        {
+    fn median(&mut self, window: usize, now: Smoothed) -> Smoothed {
+        if self.window.len() >= window {
             self.window.pop_front();
         }
-        self.window.push_back((at, now));
+        self.window.push_back(now);
         let value = self.middle(|smoothed| Some(smoothed.value));
         let low = self.middle(|smoothed| smoothed.interval.map(|[low, _]| low));
         let high = self.middle(|smoothed| smoothed.interval.map(|[_, high]| high));
@@ -139,7 +144,7 @@ impl Smoother {
     /// The median of one part of the window, `None` if some lack it.
     fn middle(&mut self, part: impl Fn(&Smoothed) -> Option<f32>) -> Option<f32> {
         self.sorted.clear();
-        for (_, smoothed) in &self.window {
+        for smoothed in &self.window {
             self.sorted.push(part(smoothed)?);
         }
         self.sorted.sort_unstable_by(f32::total_cmp);
@@ -236,7 +241,7 @@ mod tests {
     /// Values that come a second apart.
     fn each_second(smoothing: Smoothing, values: &[f32]) -> Vec<f32> {
         let start = Instant::now();
-        let mut smoother = Smoother::new(smoothing, [0.0, 100.0]);
+        let mut smoother = Smoother::new(smoothing, [0.0, 100.0], LONGEST_GAP);
         let times = (0..).map(|second| start + Duration::from_secs(second));
         times
             .zip(values)
@@ -284,7 +289,11 @@ mod tests {
     #[test]
     fn a_pause_is_as_many_predictions_as_it_has_seconds() {
         let start = Instant::now();
-        let mut smoother = Smoother::new(Smoothing::Kalman { drift: Some(4.0) }, [0.0, 100.0]);
+        let mut smoother = Smoother::new(
+            Smoothing::Kalman { drift: Some(4.0) },
+            [0.0, 100.0],
+            LONGEST_GAP,
+        );
         smoother.smooth(start, value(10.0));
         let late = smoother.smooth(start + Duration::from_secs(3), value(20.0));
         // r = 5², P = r + 3·4².
@@ -295,7 +304,11 @@ mod tests {
     #[test]
     fn doubtful_estimates_weigh_less_and_ends_move_with_the_value() {
         let start = Instant::now();
-        let mut smoother = Smoother::new(Smoothing::Kalman { drift: Some(1e-9) }, [0.0, 100.0]);
+        let mut smoother = Smoother::new(
+            Smoothing::Kalman { drift: Some(1e-9) },
+            [0.0, 100.0],
+            LONGEST_GAP,
+        );
         let with = |value: f32, half: f32| Smoothed {
             value,
             interval: Some([value - half, value + half]),
@@ -313,7 +326,7 @@ mod tests {
     fn a_long_gap_and_a_reset_forget() {
         for smoothing in ["median:5", "kalman:0.001"] {
             let start = Instant::now();
-            let mut smoother = Smoother::new(smoothing.parse().unwrap(), [0.0, 100.0]);
+            let mut smoother = Smoother::new(smoothing.parse().unwrap(), [0.0, 100.0], LONGEST_GAP);
             smoother.smooth(start, value(10.0));
             let later = start + LONGEST_GAP + Duration::from_millis(1);
             assert_eq!(smoother.smooth(later, value(50.0)), value(50.0));
@@ -345,7 +358,7 @@ mod tests {
             kind in 0..2_usize,
         ) {
             let smoothing = [Smoothing::Median { window: 5 }, Smoothing::Kalman { drift: None }][kind];
-            let mut smoother = Smoother::new(smoothing, [0.0, 100.0]);
+            let mut smoother = Smoother::new(smoothing, [0.0, 100.0], LONGEST_GAP);
             let mut at = Instant::now();
             let (mut least, mut most) = (f32::INFINITY, f32::NEG_INFINITY);
             for (value, half, pause) in steps {

@@ -1,12 +1,13 @@
 //! The worker thread: shots in, readings out.
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::budget::Outlay;
+use super::budget::{Budget, Outlay};
 use super::scene::{Change, Scene};
-use super::smooth::{Smoothed, Smoother};
+use super::smooth::{LONGEST_GAP, Smoothed, Smoother};
 use super::supply::Supply;
 use super::track::Tracks;
 use super::{Event, Job, LiveError, Reading, Settings, Subject, locked};
@@ -84,9 +85,9 @@ impl<'a> Observer<'a> {
             supply,
             settings,
             bundle,
-            worker: pipeline.worker()?,
+            worker: pipeline.worker_on(settings.threads.unwrap_or(NonZero::<usize>::MIN))?,
             scene: needs_scene.then(|| Scene::new(settings.motion)),
-            smoother: settings.smooth.map(|smooth| Smoother::new(smooth, range)),
+            smoother: smoother(settings, range),
             finder: detector.map(|detector| detector.finder()).transpose()?,
             tracks: Tracks::default(),
             frame,
@@ -174,11 +175,11 @@ impl<'a> Observer<'a> {
         let (Some(subjects), Some(finder)) = (&self.settings.subjects, &mut self.finder) else {
             return Ok(());
         };
-        let (smoothing, range) = (self.settings.smooth, self.bundle.manifest().task.range);
+        let (settings, range) = (self.settings, self.bundle.manifest().task.range);
         let found = finder.find(view)?;
         let found = &found[..found.len().min(subjects.most)];
-        let smoother = || smoothing.map(|smoothing| Smoother::new(smoothing, range));
-        self.tracks.update(found, origin.at, smoother);
+        self.tracks
+            .update(found, origin.at, || smoother(settings, range));
         let mut tracks = std::mem::take(&mut self.tracks);
         for track in tracks.in_sight() {
             let (subject, region) = track.crop(view, subjects.margin);
@@ -255,6 +256,23 @@ impl<'a> Observer<'a> {
         };
         send(Event::Notice(notice));
     }
+}
+
+/// A filter as asked for, which does not forget while estimates are rare by
+/// intention.
+fn smoother(settings: &Settings, range: [f32; 2]) -> Option<Smoother> {
+    let budget = match settings.budget {
+        Some(Budget::Fps(fps)) => Some(Duration::from_secs_f32(1.0 / fps)),
+        _ => None,
+    };
+    let pause = settings.motion.map(|motion| motion.longest_pause);
+    let rare = [settings.pace.interval, budget, pause]
+        .into_iter()
+        .flatten()
+        .max();
+    let longest_gap = rare.map_or(LONGEST_GAP, |rare| LONGEST_GAP.max(3 * rare));
+    let smoothing = settings.smooth?;
+    Some(Smoother::new(smoothing, range, longest_gap))
 }
 
 fn smooth(smoother: Option<&mut Smoother>, at: Instant, timed: &Timed) -> Option<Smoothed> {

@@ -1,7 +1,7 @@
 //! Reading a package.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, SeekFrom, Take};
+use std::io::{Read, Seek as _, SeekFrom, Take};
 use std::path::{Path, PathBuf};
 
 use super::index::Header;
@@ -58,6 +58,19 @@ impl Package {
         let start = self.header.offset(position) + from;
         file.seek(SeekFrom::Start(start)).map_err(io)?;
         Ok(file.take(length.saturating_sub(from)))
+    }
+
+    /// Reads on in a blob: how many bytes were read, 0 at its end.
+    ///
+    /// # Errors
+    /// [`PackageError::Io`].
+    pub fn read_some(
+        &self,
+        blob: &mut impl Read,
+        buffer: &mut [u8],
+    ) -> Result<usize, PackageError> {
+        let read = blob.read(buffer);
+        read.map_err(|error| PackageError::io(&self.path, error))
     }
 
     /// The file at `position`, unpacked and checked.

@@ -98,9 +98,7 @@ raw gray grey
 ffmpeg -loglevel error -y -i "$sample" -vf scale=320:320 -q:v 2 -pix_fmt yuvj420p -frames:v 1 -f mjpeg "$root/pictures/mjpeg"
 
 (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) > "$place/initrd.gz"
-accelerate=tcg,thread=multi
-[[ -w /dev/kvm ]] && accelerate=kvm
-timeout 180 qemu-system-x86_64 -accel $accelerate -machine q35 -cpu max -smp 2 -m 768 \
+timeout "${TIMEOUT:-180}" qemu-system-x86_64 -accel "${ACCELERATE:-tcg,thread=multi}" -machine q35 -cpu max -smp 2 -m 768 \
     -display none -nodefaults -no-reboot -kernel "$place/tree/boot/vmlinuz-$kernel" \
     -initrd "$place/initrd.gz" -append "console=ttyS0 quiet panic=-1" \
     -serial stdio -monitor none < /dev/null | tee "$place/log"

@@ -26,7 +26,7 @@ fn main() -> Result<(), Error> {
         .iter()
         .map(|&bytes| f32::from_le_bytes(bytes))
         .collect();
-    eprintln!("{}", model.isa());
+    eprintln!("{}", model.kernels().unwrap_or_default());
     for line in stdin().lock().lines() {
         let mut times = Vec::new();
         for _ in 0..line?.trim().parse::<usize>()? {

@@ -141,5 +141,5 @@ fn the_task_files_that_ship_can_be_read() {
         );
         read += 1;
     }
-    assert_eq!(read, 5);
+    assert_eq!(read, 7);
 }

@@ -42,22 +42,32 @@ pub fn run(args: &Args) -> Result<Exit> {
 fn text(camera: &CameraInfo) -> String {
     let (number, device) = (camera.number, camera.device.display());
     let mut text = format!("\x1b[1m{number}\x1b[0m  {}  ({device})\n", camera.name);
-    for format in camera.formats.iter().flatten() {
-        text += &described(format);
+    let formats = camera.formats.as_deref().unwrap_or_default();
+    for format in formats {
+        if let Some(name) = format.name {
+            text += &format!("   {name:6} {}\n", sizes(format));
+        }
+    }
+    let others: Vec<&str> = formats
+        .iter()
+        .filter(|format| format.name.is_none())
+        .map(|format| format.code.trim())
+        .filter(|code| code.chars().all(|c| c.is_ascii_alphanumeric()) && !code.is_empty())
+        .collect();
+    if !others.is_empty() {
+        text += &format!("   not understood: {}\n", others.join(", "));
     }
     text
 }
 
-fn described(format: &CameraFormat) -> String {
-    let name = format.name.unwrap_or("not understood");
-    let mut text = format!("   {} ({name})\n", format.code);
+/// Every size with the highest rate at that size.
+fn sizes(format: &CameraFormat) -> String {
+    let mut text = Vec::new();
     for (width, height, rates) in &format.sizes {
-        let rates: Vec<String> = rates.iter().map(|rate| format!("{rate:.4}")).collect();
-        let rates = rates
-            .iter()
-            .map(|rate| rate.trim_end_matches('0').trim_end_matches('.'));
-        let rates = rates.collect::<Vec<_>>().join(", ");
-        text += &format!("      {width}x{height}  {rates} fps\n");
+        let rate = rates
+            .last()
+            .map(|rate| format!(" ({} fps)", (10.0 * rate).round() / 10.0));
+        text.push(format!("{width}x{height}{}", rate.unwrap_or_default()));
     }
-    text
+    text.join(", ")
 }

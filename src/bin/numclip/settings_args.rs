@@ -1,6 +1,7 @@
 //! Flags that `numclip run` and `numclip doctor` share.
 
 use std::fmt::Display;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -36,6 +37,9 @@ pub struct SettingsArgs {
     /// Let the source wait rather than drop frames, as folders always do.
     #[arg(long)]
     every_frame: bool,
+    /// Threads that share each picture: less delay, no less work [default: 1].
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZero<usize>>,
     /// Where estimates go besides stdout; may be given several times.
     #[arg(long, value_name = "SINK")]
     sink: Vec<SinkSpec>,
@@ -65,6 +69,7 @@ impl SettingsArgs {
         settings.pace.fps = self.fps.or(settings.pace.fps);
         settings.pace.every_frame |= self.every_frame;
         settings.source.stall = self.stall.unwrap_or(settings.source.stall);
+        settings.model.threads = self.threads.or(settings.model.threads);
         self.view.apply(&mut settings);
         self.sink.iter().for_each(|sink| settings.add(sink.clone()));
         Ok(settings)

@@ -16,6 +16,8 @@ mod x86;
 
 pub use pack::{Matrix, Taps};
 
+use std::ops::Range;
+
 use super::plan::{Add, Conv, Shape, Window};
 
 /// Kernels of one instruction set; they exist only where it does.
@@ -99,6 +101,7 @@ pub struct Windows {
 }
 
 /// A convolution of each channel on its own.
+#[derive(Clone)]
 pub struct Depthwise<'a> {
     /// Levels of the whole input: `[height, width, channels]`.
     pub from: &'a [u8],
@@ -107,7 +110,7 @@ pub struct Depthwise<'a> {
     /// Where the kernel is laid.
     pub window: Window,
     /// Output rows to compute.
-    pub rows: std::ops::Range<usize>,
+    pub rows: Range<usize>,
     /// Pixels of an output row.
     pub columns: usize,
     /// Stands for a row outside the input: `width · channels` times its zero point.
@@ -136,17 +139,55 @@ impl Requant {
         self.level_of(sum as f32 * multiplier)
     }
 
-    /// The level of a real value in units of the output's scale; its
-    /// magnitude is below 2³¹.
+    /// The level of a real value in units of the output's scale.
     #[inline(always)]
     pub fn level_of(self, value: f32) -> u8 {
-        let level = value.round_ties_even() as i32 + i32::from(self.zero_point);
+        // Beyond this, any zero point leaves it outside the range of a byte.
+        let near = value.clamp(-512.0, 512.0);
+        // In this binade floats are whole numbers: the sum rounds, halves to
+        // even, in one step that compilers vectorise.
+        let rounded = (near + BINADE).to_bits() as i32 - BINADE.to_bits() as i32;
         let [low, high] = self.range.map(i32::from);
-        level.max(low).min(high) as u8
+        (rounded + i32::from(self.zero_point)).max(low).min(high) as u8
     }
 }
 
-impl Dense<'_> {
+/// The middle of the floats that lie one apart.
+const BINADE: f32 = 1.5 * (1 << 23) as f32;
+
+impl<'a> Dense<'a> {
+    /// Multiply-accumulates.
+    pub fn macs(&self) -> usize {
+        let outputs = self.windows.rows * self.windows.columns * self.matrix.outputs();
+        outputs * self.matrix.segments() * self.matrix.segment_len()
+    }
+
+    /// Bands that can be computed apart: rows, or where the whole is one row,
+    /// its columns.
+    pub fn bands(&self) -> usize {
+        match self.windows.rows {
+            1 => self.windows.columns,
+            rows => rows,
+        }
+    }
+
+    /// The part of these bands.
+    pub fn part(&self, bands: Range<usize>) -> Self {
+        let (mut windows, step) = match self.windows {
+            windows if windows.rows == 1 => (windows, windows.column_step),
+            windows => (windows, windows.row_step),
+        };
+        match windows.rows {
+            1 => windows.columns = bands.len(),
+            _ => windows.rows = bands.len(),
+        }
+        Self {
+            from: &self.from[bands.start * step..],
+            windows,
+            ..*self
+        }
+    }
+
     /// Checks what unsafe code relies on: every window lies within the bytes,
     /// the whole groups at their ends too, and the output has its length.
     fn check(&self, to: &[u8]) {

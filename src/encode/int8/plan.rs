@@ -195,6 +195,11 @@ impl Window {
         padding: [0; 4],
     };
 
+    /// Pixels of the kernel.
+    pub fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+
     /// Rows and columns of the output for an input of this many; `None` where
     /// the kernel does not fit.
     pub fn output(&self, height: usize, width: usize) -> Option<[usize; 2]> {

@@ -1,8 +1,11 @@
 //! A program at work: one image in, one embedding out, nothing allocated on
 //! the way but the result.
 
+use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
+
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::kernels::{Dense, Depthwise};
 use super::memory::Bytes;
@@ -10,10 +13,24 @@ use super::plan::{Shape, Tail};
 use super::program::{
     AddReady, DenseReady, DepthwiseReady, PadReady, Placed, PoolReady, Program, Ready,
 };
+use super::shares::Shares;
 
-/// Runs a program on one thread.
+/// What becomes of the bytes of a picture in one channel of the image.
+pub struct Lookup {
+    /// The picture's channel that is read.
+    pub source: usize,
+    /// The level for each byte.
+    pub levels: [u8; 256],
+}
+
+/// A multiply-accumulate of a depthwise convolution takes about as long as
+/// this many of a dense one.
+const DEPTHWISE_COST: usize = 4;
+
+/// Runs a program, on the calling thread or on a pool of its own.
 pub struct Runner {
     program: Arc<Program>,
+    pool: Option<ThreadPool>,
     arena: Bytes,
     /// A row of the image, channel by channel.
     row: Vec<u8>,
@@ -21,10 +38,11 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// A runner with an arena of its own.
+    /// A runner with an arena of its own, for the calling thread.
     pub fn new(program: Arc<Program>) -> Self {
         let channels = program.steps.iter().map(pooled_channels).max();
         Self {
+            pool: None,
             arena: Bytes::zeroed(program.arena),
             row: vec![0; program.image.shape.channels * program.image.shape.width],
             sums: vec![0; channels.unwrap_or(0)],
@@ -32,10 +50,42 @@ impl Runner {
         }
     }
 
+    /// The image that it takes.
+    pub fn image(&self) -> &Placed {
+        &self.program.image
+    }
+
+    /// The same runner on this many threads of its own. They share the pixels
+    /// of large layers; results do not depend on their number.
+    ///
+    /// # Errors
+    /// When the system refuses the threads.
+    pub fn with_threads(self, threads: NonZero<usize>) -> Result<Self, ThreadPoolBuildError> {
+        let pool = match threads.get() {
+            1 => None,
+            threads => Some(ThreadPoolBuilder::new().num_threads(threads).build()?),
+        };
+        Ok(Self { pool, ..self })
+    }
+
     /// The embedding of a planar float image, `[channels, height, width]` of
     /// the program's image.
     pub fn run(&mut self, image: &[f32]) -> Vec<f32> {
         self.quantize(image);
+        self.run_steps()
+    }
+
+    /// The embedding of a picture in bytes, rows of pixels of three channels
+    /// as the program's image; `levels` says what a byte of `source` becomes
+    /// in each channel of the image.
+    pub fn run_pixels(&mut self, pixels: &[u8], levels: &[Lookup; 3]) -> Vec<f32> {
+        let place = self.program.image.bytes();
+        let (to, _) = self.arena.as_mut_slice()[place].as_chunks_mut::<3>();
+        let [a, b, c] = levels;
+        for (to, from) in to.iter_mut().zip(pixels.as_chunks::<3>().0) {
+            let level = |lookup: &Lookup| lookup.levels[usize::from(from[lookup.source])];
+            *to = [level(a), level(b), level(c)];
+        }
         self.run_steps()
     }
 
@@ -64,12 +114,23 @@ impl Runner {
     }
 
     fn run_steps(&mut self) -> Vec<f32> {
+        match self.pool.take() {
+            None => self.steps(1),
+            Some(pool) => {
+                let embedding = pool.install(|| self.steps(pool.current_num_threads()));
+                self.pool = Some(pool);
+                embedding
+            }
+        }
+    }
+
+    fn steps(&mut self, threads: usize) -> Vec<f32> {
         let program = Arc::clone(&self.program);
         for step in &program.steps {
             match step {
                 Ready::Pad(pad) => self.pad(pad),
-                Ready::Dense(dense) => self.dense(dense),
-                Ready::Depthwise(depthwise) => self.depthwise(depthwise),
+                Ready::Dense(dense) => self.dense(dense, threads),
+                Ready::Depthwise(depthwise) => self.depthwise(depthwise, threads),
                 Ready::Add(add) => self.add(add),
                 Ready::Pool(pool) => self.pool(pool),
             }
@@ -105,7 +166,7 @@ impl Runner {
         }
     }
 
-    fn dense(&mut self, dense: &DenseReady) {
+    fn dense(&mut self, dense: &DenseReady, threads: usize) {
         let kernels = self.program.kernels;
         let (from, to) = self.pair(dense.from.clone(), dense.to.clone());
         let call = Dense {
@@ -114,10 +175,13 @@ impl Runner {
             matrix: &dense.matrix,
             requant: dense.requant,
         };
-        kernels.dense(&call, to);
+        let shares = Shares::new(threads, call.macs() / call.bands());
+        shares.run(0..call.bands(), to, &|bands, to| {
+            kernels.dense(&call.part(bands), to);
+        });
     }
 
-    fn depthwise(&mut self, depthwise: &DepthwiseReady) {
+    fn depthwise(&mut self, depthwise: &DepthwiseReady, threads: usize) {
         let kernels = self.program.kernels;
         let zero_point = depthwise.from.affine.zero_point;
         let outside = depthwise.outside.clone();
@@ -136,7 +200,14 @@ impl Runner {
             taps: &depthwise.taps,
             requant: depthwise.requant,
         };
-        kernels.depthwise(&call, to);
+        let work = DEPTHWISE_COST * depthwise.window.taps() * (to.len() / call.rows.len());
+        Shares::new(threads, work).run(call.rows.clone(), to, &|rows, to| {
+            let part = Depthwise {
+                rows,
+                ..call.clone()
+            };
+            kernels.depthwise(&part, to);
+        });
     }
 
     fn add(&mut self, add: &AddReady) {

@@ -57,7 +57,8 @@ pub struct Teacher {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TeacherLoss {
-    /// Direction of the embedding: `1 − cosine`.
+    /// Direction of the embedding: `1 − cosine`. Logits are cosines times the logit scale, so the
+    /// other terms pull at the embedding tens of times as hard as this one of the same weight.
     pub embedding: f64,
     /// Distribution over the bins: Kullback-Leibler, softened by `temperature`.
     pub distribution: f64,
@@ -81,7 +82,9 @@ pub enum ViewPlan {
     /// `"clean"`: the teacher sees the image as it is, once; the student sees it under new random
     /// changes in every epoch, and learns what the teacher says of it unchanged.
     Clean(Clean),
-    /// So many random views of each image, one after the other, which both see.
+    /// So many random views of each image, one after the other, which both see. The teacher is
+    /// asked about all of them before training; its answers stay in memory (images × views ×
+    /// embedding width × 4 bytes) and on disk.
     Fixed(u32),
 }
 
@@ -128,7 +131,7 @@ impl Default for Teacher {
 impl Default for TeacherLoss {
     fn default() -> Self {
         Self {
-            embedding: 1.0,
+            embedding: 10.0,
             distribution: 1.0,
             value: 1.0,
             temperature: 2.0,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use indicatif::BinaryBytes;
 use serde::Serialize;
 
 use crate::device::{Load, Opened};
@@ -105,14 +106,13 @@ impl<'a> Meter<'a> {
 /// A few words for the progress line.
 impl fmt::Display for Speed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gib = |bytes: u64| bytes as f64 / (1_u64 << 30) as f64;
         let (rate, waiting) = (self.images_per_second, self.waiting * 100.0);
         write!(f, "{rate:.0} images/s, {waiting:.0} % waiting for them")?;
         if let Some(bytes) = self.host_memory {
-            write!(f, ", {:.1} GiB", gib(bytes))?;
+            write!(f, ", {}", BinaryBytes(bytes))?;
         }
         if let Some(bytes) = self.device_memory {
-            write!(f, ", {}: {:.1} GiB", self.device, gib(bytes))?;
+            write!(f, ", {}: {}", self.device, BinaryBytes(bytes))?;
         }
         match self.device_busy {
             Some(busy) => write!(f, ", {:.0} % busy", busy * 100.0),
@@ -174,7 +174,7 @@ mod tests {
         speed.device_busy = Some(0.97);
         assert_eq!(
             speed.to_string(),
-            "50 images/s, 3 % waiting for them, 1.5 GiB, cuda:0: 10.0 GiB, 97 % busy"
+            "50 images/s, 3 % waiting for them, 1.50 GiB, cuda:0: 10.00 GiB, 97 % busy"
         );
     }
 }

@@ -60,7 +60,7 @@ from the folder; or, without lists, the album itself: images named PERSON_NxAGE.
 names them (009055_1M54.JPG: person 009055, picture 1, male, 54 years)",
         protocol: "\
 the person is read off the file's name. Without lists for the folds, the 5 folds are of whole
-persons (the literature's are of images, so that a person may be on both sides)",
+persons, which need not be those of the published runs",
         folds: 5,
         figures: &[mae("years", Some(2.08))],
         task: include_str!("../../tasks/age.toml"),

@@ -288,7 +288,7 @@ fn figures_without_a_source_are_not_given() {
     assert_eq!(
         comparison.text(),
         "adience: 1 of 5 runs, none\n\
-         \x20              reported     obtained  difference\n\
+         \x20               reported     obtained  difference\n\
          \x20 MAE, groups  not given  0.50 ± 0.04           -\n\
          \x20 accuracy, %      60.00        58.50       -1.50\n"
     );

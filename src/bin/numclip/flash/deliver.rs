@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Error, Result};
+use anyhow::{Context as _, Error, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use numclip::flash::{Delivery, Progress, Reach, SendError, Stage, Target, place, send};
 use numclip::package::Package;
@@ -147,9 +147,7 @@ impl Cargo {
 
     fn send(&self, host: &str, port: Option<u16>, bar: &ProgressBar) -> Result<Delivery> {
         let mut session = Session::open(&self.reach, host, port, "receive")?;
-        let Some(mut input) = session.input.take() else {
-            return session.close().map(|()| Delivery::AlreadyThere);
-        };
+        let mut input = session.input.take().context("ssh does not listen")?;
         let sent = send(
             &self.package,
             &self.signature,
@@ -159,16 +157,13 @@ impl Cargo {
             &mut |progress| show(bar, progress),
         );
         drop(input);
-        match sent {
-            Ok(delivery) => Ok(delivery),
+        match (sent, session.close()) {
             // ssh or the far shell knows better why nobody answers.
-            Err(SendError::Connection(message)) => match session.close() {
-                Err(words) => Err(Error::new(SendError::Connection(format!(
-                    "{message}: {words}"
-                )))),
-                Ok(()) => Err(SendError::Connection(message).into()),
-            },
-            Err(error) => Err(error.into()),
+            (Err(SendError::Connection { begun, .. }), Err(words)) => {
+                let message = words.to_string();
+                Err(SendError::Connection { message, begun }.into())
+            }
+            (sent, _) => Ok(sent?),
         }
     }
 }
@@ -176,11 +171,7 @@ impl Cargo {
 /// A connection that was there and broke; not a host that refuses.
 fn may_be_repeated(error: &Error) -> bool {
     let told = error.downcast_ref::<SendError>();
-    told.is_some_and(|error| {
-        let hopeless = ["Permission denied", "verification failed", "not installed"];
-        let text = error.to_string();
-        error.may_be_repeated() && !hopeless.iter().any(|words| text.contains(words))
-    })
+    told.is_some_and(SendError::may_be_repeated)
 }
 
 fn show(bar: &ProgressBar, progress: Progress) {

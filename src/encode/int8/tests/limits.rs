@@ -94,6 +94,11 @@ fn padded_copies_count_as_well() {
         ints: vec![kernel - 1, 0, kernel - 1, 0],
         ..AttributeProto::default()
     };
+    let strides = AttributeProto {
+        name: "strides".into(),
+        ints: vec![2, 1],
+        ..AttributeProto::default()
+    };
     let inputs = ["levels", "one", "zero", "weight", "one", "", "one", "zero"];
     let nodes = vec![
         node(
@@ -102,7 +107,7 @@ fn padded_copies_count_as_well() {
             "levels",
             vec![],
         ),
-        node("QLinearConv", &inputs, "tall", vec![pads]),
+        node("QLinearConv", &inputs, "tall", vec![pads, strides]),
         node("DequantizeLinear", &["tall", "one", "zero"], "out", vec![]),
     ];
     let weight = constant(
@@ -136,8 +141,8 @@ fn an_embedding_that_is_not_finite_is_an_error() {
     let runner = Runner::new(Arc::new(program));
     let mut session = Int8Session {
         file: "encoder.onnx".into(),
-        pixels: 1,
         runner,
+        lookups: None,
     };
     let error = session.encode(&[100.0]).unwrap_err();
     assert!(matches!(error, EncodeError::Run { .. }), "{error}");

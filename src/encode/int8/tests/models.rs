@@ -1,12 +1,17 @@
 //! Whole models: those of ONNX Runtime's quantiser, and damaged ones.
 
+use std::num::NonZero;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use crate::bundle::Bundle;
+use crate::encode::Model as _;
 use crate::encode::int8::kernels::{self, Kernels};
 use crate::encode::int8::run::Runner;
-use crate::encode::int8::{graph::GraphError, program};
+use crate::encode::int8::{Int8Model, graph::GraphError, program};
+use crate::frame::{Frame, PixelFormat};
+use crate::preprocess::Preprocessor;
 
 const SIZE: usize = 16;
 const FORMS: [(&str, &[u8], &[u8]); 3] = [
@@ -62,6 +67,40 @@ fn models_of_onnx_runtimes_quantiser_give_its_outputs() {
                     kernels.name()
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn kernels_threads_and_bytes_in_change_nothing() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/models/gauge");
+    let bundle = Bundle::open(folder.as_ref()).unwrap();
+    let (manifest, golden) = (bundle.manifest(), &bundle.golden().cases[0]);
+    let (plan, file) = (&manifest.preprocess, &manifest.encoder[0]);
+    let bytes = bundle.read_encoder(file).unwrap();
+    let pixels = golden.pixels.clone();
+    let frame = Frame::new(golden.width, golden.height, PixelFormat::Rgb, pixels).unwrap();
+    let mut preprocessor = Preprocessor::default();
+    let pixels = preprocessor.fit(plan, &frame);
+    let mut tensor = vec![0.0; plan.pixel_len()];
+    plan.normalize(pixels, &mut tensor);
+    let mut first = None;
+    for kernels in kernels::all() {
+        let model = Int8Model {
+            file: file.path.clone(),
+            program: Arc::new(program(&bytes, plan.size as usize, kernels).unwrap()),
+        };
+        let expected = model.session().unwrap().encode(&tensor).unwrap();
+        assert_eq!(
+            first.get_or_insert(expected.clone()),
+            &expected,
+            "{}",
+            kernels.name()
+        );
+        for threads in 1..=4 {
+            let mut session = model.session_on(NonZero::new(threads).unwrap()).unwrap();
+            let got = session.encode_pixels(plan, pixels).unwrap();
+            assert_eq!(got, expected, "{}, {threads} threads", kernels.name());
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::variant::{Changes, Single};
 #[command(after_help = "\
 Examples:
   trainer fit trainer/tasks/gauge.toml
-  trainer fit trainer/tasks/gauge-student.toml   (a tenth the size, taught by models/gauge)
+  trainer fit trainer/tasks/tomato-student.toml  (a small network, taught by a larger one)
   trainer fit task.toml --out runs/second-try
   trainer fit task.toml --set teacher.run=runs/large --set teacher.unlabelled=photos
   trainer fit task.toml --fold 2/5 --seed 3      (into runs/NAME-fold2of5-seed3)

@@ -170,9 +170,9 @@ impl Teacher {
 
     fn answers(&self, embeddings: Vec<Vec<f32>>) -> Vec<Answer> {
         let answer = |embedding: Vec<f32>| {
-            let mut logits = self.estimator.bins().cosines(&embedding);
             let scale = self.logit_scale as f32;
-            logits.iter_mut().for_each(|logit| *logit *= scale);
+            let cosines = self.estimator.bins().cosines(&embedding);
+            let logits: Vec<f32> = cosines.map(|cosine| cosine * scale).collect();
             Answer {
                 value: self.estimator.estimate_logits(&logits).value,
                 embedding,

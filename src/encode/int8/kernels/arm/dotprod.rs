@@ -90,105 +90,135 @@ impl Kernels for Dotprod {
 unsafe fn by_size(tile: Tile<'_>) {
     // SAFETY: the caller's.
     unsafe {
-        match (tile.strip.panel.slots / LANES, tile.pixels) {
-            (2, 1) => compute::<1, 2>(tile),
-            (2, 2) => compute::<2, 2>(tile),
-            (2, 3) => compute::<3, 2>(tile),
-            (2, _) => compute::<4, 2>(tile),
-            (_, 1) => compute::<1, 4>(tile),
-            (_, 2) => compute::<2, 4>(tile),
-            (_, 3) => compute::<3, 4>(tile),
-            _ => compute::<4, 4>(tile),
+        match tile.strip.panel.slots / LANES {
+            2 => compute::<2>(tile),
+            _ => compute::<4>(tile),
         }
     }
 }
 
-/// `N` pixels by `V` vectors of outputs, from windows to levels.
+/// Four pixels by `V` vectors of outputs, from windows to levels. Where there
+/// are fewer pixels, the last one stands for those that lack.
 ///
 /// # Safety
-/// The tile has `N` pixels, whose windows may be read; the panel has `4·V` slots.
+/// The windows of the tile's pixels may be read; the panel has `4·V` slots.
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn compute<const N: usize, const V: usize>(tile: Tile<'_>) {
+unsafe fn compute<const V: usize>(tile: Tile<'_>) {
     let strip = tile.strip;
     let (windows, matrix) = (strip.dense.windows, strip.dense.matrix);
-    let mut sums = [[vdupq_n_s32(0); V]; N];
+    let offsets = [0, 1, 2, 3].map(|n: usize| n.min(tile.pixels - 1) * windows.column_step);
+    let mut sums = [[vdupq_n_s32(0); PIXELS]; V];
     let sign = vdupq_n_u8(SIGN);
     // SAFETY: the panel has 4·V biases and multipliers, and 16·V weights for
     // each group; the reads of levels are those of the windows.
     unsafe {
-        for v in 0..V {
-            let bias = vld1q_s32(strip.bias.as_ptr().add(LANES * v));
-            sums.iter_mut().for_each(|sums| sums[v] = bias);
+        for (v, sums) in sums.iter_mut().enumerate() {
+            *sums = [vld1q_s32(strip.bias.as_ptr().add(LANES * v)); PIXELS];
         }
         let mut weights: *const i8 = strip.weights.as_ptr().cast();
         for segment in 0..matrix.segments() {
             let mut from = tile.from.as_ptr().add(segment * windows.segment_step);
-            let mut levels = [vdupq_n_s8(0); N];
+            let mut levels = [vdupq_n_s8(0); PIXELS];
             for _ in 0..matrix.groups() / 4 {
-                for (n, levels) in levels.iter_mut().enumerate() {
-                    let unsigned = vld1q_u8(from.add(n * windows.column_step));
+                for (levels, offset) in levels.iter_mut().zip(&offsets) {
+                    let unsigned = vld1q_u8(from.add(*offset));
                     *levels = vreinterpretq_s8_u8(veorq_u8(unsigned, sign));
                 }
-                multiply::<N, V, 0>(&mut sums, levels, weights);
-                multiply::<N, V, 1>(&mut sums, levels, weights.add(16 * V));
-                multiply::<N, V, 2>(&mut sums, levels, weights.add(32 * V));
-                multiply::<N, V, 3>(&mut sums, levels, weights.add(48 * V));
+                for (v, sums) in sums.iter_mut().enumerate() {
+                    let weights = [0, V, 2 * V, 3 * V].map(|at| weights.add(16 * (at + v)));
+                    dot_four(sums, weights.map(|at| vld1q_s8(at)), &levels);
+                }
                 weights = weights.add(64 * V);
                 from = from.add(16);
             }
             for _ in 0..matrix.groups() % 4 {
-                for (n, levels) in levels.iter_mut().enumerate() {
-                    let quad = from.add(n * windows.column_step).cast::<u32>();
-                    let quad = vreinterpretq_u8_u32(vdupq_n_u32(quad.read_unaligned()));
-                    *levels = vreinterpretq_s8_u8(veorq_u8(quad, sign));
+                for (levels, offset) in levels.iter_mut().zip(&offsets) {
+                    let quad = vdupq_n_u32(from.add(*offset).cast::<u32>().read_unaligned());
+                    *levels = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_u32(quad), sign));
                 }
-                multiply::<N, V, 0>(&mut sums, levels, weights);
+                for (v, sums) in sums.iter_mut().enumerate() {
+                    dot_one(sums, vld1q_s8(weights.add(16 * v)), &levels);
+                }
                 weights = weights.add(16 * V);
                 from = from.add(4);
             }
         }
-        let pixels = tile.to.chunks_mut(matrix.outputs()).zip(&sums);
-        for (to, sums) in pixels {
-            let to = &mut to[..strip.panel.outputs];
-            store(strip.dense.requant, sums, strip.multiplier.as_ptr(), to);
+        let (requant, outputs) = (strip.dense.requant, strip.panel.outputs);
+        let mut pixels = tile.to.chunks_mut(matrix.outputs()).take(tile.pixels);
+        for n in 0..PIXELS {
+            if let Some(to) = pixels.next() {
+                let mut of_pixel = [sums[0][n]; V];
+                for (of_pixel, sums) in of_pixel.iter_mut().zip(&sums) {
+                    *of_pixel = sums[n];
+                }
+                let to = &mut to[..outputs];
+                store(requant, &of_pixel, strip.multiplier.as_ptr(), to);
+            }
         }
     }
 }
 
-/// Adds the levels of group `GROUP` of each pixel times the group's weights.
-///
-/// # Safety
-/// `16·V` weights may be read.
+/// Adds to the sums of four pixels the weights of four groups times 16 levels;
+/// `vdotq_laneq_s32` where that is stable. In one block, as the compiler
+/// spills what it sees in many.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn multiply<const N: usize, const V: usize, const GROUP: usize>(
-    sums: &mut [[int32x4_t; V]; N],
-    levels: [int8x16_t; N],
-    weights: *const i8,
+fn dot_four(
+    [a, b, c, d]: &mut [int32x4_t; PIXELS],
+    weights: [int8x16_t; 4],
+    levels: &[int8x16_t; PIXELS],
 ) {
-    for v in 0..V {
-        // SAFETY: the caller's.
-        let weights = unsafe { vld1q_s8(weights.add(16 * v)) };
-        for (sums, levels) in sums.iter_mut().zip(levels) {
-            sums[v] = dot_lane::<GROUP>(sums[v], weights, levels);
-        }
-    }
-}
-
-/// Adds to each sum four of `a` times the four of `b` at `LANE`; `vdotq_laneq_s32`
-/// where that is stable.
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-fn dot_lane<const LANE: usize>(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-    // SAFETY: an instruction on registers that the features grant.
+    // SAFETY: instructions on registers that the features grant.
     unsafe {
         asm!(
-            "sdot {sums:v}.4s, {a:v}.16b, {b:v}.4b[{lane}]",
-            sums = inout(vreg) sums, a = in(vreg) a, b = in(vreg) b, lane = const LANE,
+            "sdot {a:v}.4s, {w0:v}.16b, {e:v}.4b[0]",
+            "sdot {b:v}.4s, {w0:v}.16b, {f:v}.4b[0]",
+            "sdot {c:v}.4s, {w0:v}.16b, {g:v}.4b[0]",
+            "sdot {d:v}.4s, {w0:v}.16b, {h:v}.4b[0]",
+            "sdot {a:v}.4s, {w1:v}.16b, {e:v}.4b[1]",
+            "sdot {b:v}.4s, {w1:v}.16b, {f:v}.4b[1]",
+            "sdot {c:v}.4s, {w1:v}.16b, {g:v}.4b[1]",
+            "sdot {d:v}.4s, {w1:v}.16b, {h:v}.4b[1]",
+            "sdot {a:v}.4s, {w2:v}.16b, {e:v}.4b[2]",
+            "sdot {b:v}.4s, {w2:v}.16b, {f:v}.4b[2]",
+            "sdot {c:v}.4s, {w2:v}.16b, {g:v}.4b[2]",
+            "sdot {d:v}.4s, {w2:v}.16b, {h:v}.4b[2]",
+            "sdot {a:v}.4s, {w3:v}.16b, {e:v}.4b[3]",
+            "sdot {b:v}.4s, {w3:v}.16b, {f:v}.4b[3]",
+            "sdot {c:v}.4s, {w3:v}.16b, {g:v}.4b[3]",
+            "sdot {d:v}.4s, {w3:v}.16b, {h:v}.4b[3]",
+            a = inout(vreg) *a, b = inout(vreg) *b, c = inout(vreg) *c, d = inout(vreg) *d,
+            e = in(vreg) levels[0], f = in(vreg) levels[1],
+            g = in(vreg) levels[2], h = in(vreg) levels[3],
+            w0 = in(vreg) weights[0], w1 = in(vreg) weights[1],
+            w2 = in(vreg) weights[2], w3 = in(vreg) weights[3],
             options(pure, nomem, nostack, preserves_flags),
         );
     }
-    sums
+}
+
+/// The same for one group: the first four levels.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn dot_one(
+    [a, b, c, d]: &mut [int32x4_t; PIXELS],
+    weights: int8x16_t,
+    levels: &[int8x16_t; PIXELS],
+) {
+    // SAFETY: instructions on registers that the features grant.
+    unsafe {
+        asm!(
+            "sdot {a:v}.4s, {w:v}.16b, {e:v}.4b[0]",
+            "sdot {b:v}.4s, {w:v}.16b, {f:v}.4b[0]",
+            "sdot {c:v}.4s, {w:v}.16b, {g:v}.4b[0]",
+            "sdot {d:v}.4s, {w:v}.16b, {h:v}.4b[0]",
+            a = inout(vreg) *a, b = inout(vreg) *b, c = inout(vreg) *c, d = inout(vreg) *d,
+            e = in(vreg) levels[0], f = in(vreg) levels[1],
+            g = in(vreg) levels[2], h = in(vreg) levels[3],
+            w = in(vreg) weights,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
 }
 
 /// Adds to each sum four of `a` times four of `b`; `vdotq_s32` where that is stable.
@@ -292,22 +322,40 @@ unsafe fn row<const N: usize, const STRIDE: usize>(lane: &Lane<'_>, y: usize, to
     let stride = depthwise.window.stride[1];
     for tile in 0..depthwise.columns.div_ceil(N) {
         let first = (tile * N).min(depthwise.columns - N);
+        let left = (first * stride).wrapping_sub(depthwise.window.padding[1]);
         let mut sums = [lane.bias; N];
-        for column in 0..(N - 1) * STRIDE + 3 {
-            let at = (first * stride + column).wrapping_sub(depthwise.window.padding[1]);
-            let levels = interleaved(lane, &rows, at);
-            for (n, sums) in sums.iter_mut().enumerate() {
-                if let Some(weights) = lane.weights.get(column.wrapping_sub(n * STRIDE)) {
-                    for q in 0..4 {
-                        sums[q] = dot(sums[q], levels[q], weights[q]);
-                    }
-                }
-            }
-        }
+        add_column::<N, STRIDE, 0>(lane, &rows, left, &mut sums);
+        add_column::<N, STRIDE, 1>(lane, &rows, left, &mut sums);
+        add_column::<N, STRIDE, 2>(lane, &rows, left, &mut sums);
+        add_column::<N, STRIDE, 3>(lane, &rows, left, &mut sums);
+        add_column::<N, STRIDE, 4>(lane, &rows, left, &mut sums);
         for (n, sums) in sums.iter().enumerate() {
             let to = &mut to[(first + n) * depthwise.shape.channels..][lane.channels.clone()];
             // SAFETY: the lane has a block of multipliers.
             unsafe { store(depthwise.requant, sums, lane.multiplier.as_ptr(), to) };
+        }
+    }
+}
+
+/// Adds column `COLUMN` of those that `N` pixels see, where there is one; a
+/// function for each, as what is known early is unrolled.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+fn add_column<const N: usize, const STRIDE: usize, const COLUMN: usize>(
+    lane: &Lane<'_>,
+    rows: &[&[u8]; 3],
+    left: usize,
+    sums: &mut [[int32x4_t; 4]; N],
+) {
+    if COLUMN > (N - 1) * STRIDE + 2 {
+        return;
+    }
+    let levels = interleaved(lane, rows, left.wrapping_add(COLUMN));
+    for (n, sums) in sums.iter_mut().enumerate() {
+        if let Some(weights) = lane.weights.get(COLUMN.wrapping_sub(n * STRIDE)) {
+            for q in 0..4 {
+                sums[q] = dot(sums[q], levels[q], weights[q]);
+            }
         }
     }
 }
@@ -322,10 +370,8 @@ fn interleaved(lane: &Lane<'_>, rows: &[&[u8]; 3], x: usize) -> [int8x16_t; 4] {
         return [vdupq_n_s8((lane.depthwise.outside[0] ^ SIGN).cast_signed()); 4];
     }
     let sign = vdupq_n_u8(SIGN);
-    let [a, b, c] = rows.map(|row| {
-        let pixel = &row[x * shape.channels..][lane.channels.clone()];
-        veorq_u8(sixteen(pixel), sign)
-    });
+    let at = x * shape.channels + lane.channels.start;
+    let [a, b, c] = rows.map(|row| veorq_u8(sixteen(row, at, lane.channels.len()), sign));
     let upper = [vzip1q_u8(a, b), vzip2q_u8(a, b)].map(|rows| vreinterpretq_u16_u8(rows));
     let lower = [vzip1q_u8(c, c), vzip2q_u8(c, c)].map(|rows| vreinterpretq_u16_u8(rows));
     [
@@ -337,15 +383,18 @@ fn interleaved(lane: &Lane<'_>, rows: &[&[u8]; 3], x: usize) -> [int8x16_t; 4] {
     .map(|levels| vreinterpretq_s8_u16(levels))
 }
 
-/// At most 16 levels, the rest zeros.
+/// `count` levels from `at` on, at most 16; the rest zeros.
 #[inline]
 #[target_feature(enable = "neon")]
-fn sixteen(levels: &[u8]) -> uint8x16_t {
+fn sixteen(row: &[u8], at: usize, count: usize) -> uint8x16_t {
     let mut few = [0; BLOCK];
-    let levels = <&[u8; BLOCK]>::try_from(levels).unwrap_or_else(|_| {
-        few[..levels.len()].copy_from_slice(levels);
-        &few
-    });
-    // SAFETY: the array has sixteen bytes.
-    unsafe { vld1q_u8(levels.as_ptr()) }
+    let from = match count {
+        BLOCK => &row[at..at + BLOCK],
+        _ => {
+            few[..count].copy_from_slice(&row[at..at + count]);
+            &few
+        }
+    };
+    // SAFETY: sixteen bytes in either case.
+    unsafe { vld1q_u8(from.as_ptr()) }
 }

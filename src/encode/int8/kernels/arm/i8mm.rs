@@ -18,8 +18,8 @@ pub struct I8mm(());
 
 static I8MM: I8mm = I8mm(());
 
-/// Pairs of output pixels of a tile: with eight vectors each, 24 of 32 registers.
-const PAIRS: usize = 3;
+/// Pairs of output pixels of a tile: with eight vectors each, half of 32 registers.
+const PAIRS: usize = 2;
 
 static LAYOUT: Layout = Layout {
     slots: 4 * LANES,
@@ -78,11 +78,9 @@ unsafe fn by_size(tile: Tile<'_>) {
     unsafe {
         match (tile.strip.panel.slots / LANES, tile.pixels.div_ceil(2)) {
             (2, 1) => compute::<1, 2, 4>(tile),
-            (2, 2) => compute::<2, 2, 4>(tile),
-            (2, _) => compute::<3, 2, 4>(tile),
+            (2, _) => compute::<2, 2, 4>(tile),
             (_, 1) => compute::<1, 4, 8>(tile),
-            (_, 2) => compute::<2, 4, 8>(tile),
-            _ => compute::<3, 4, 8>(tile),
+            _ => compute::<2, 4, 8>(tile),
         }
     }
 }
@@ -98,35 +96,42 @@ unsafe fn by_size(tile: Tile<'_>) {
 unsafe fn compute<const P: usize, const V: usize, const W: usize>(tile: Tile<'_>) {
     let strip = tile.strip;
     let (windows, matrix) = (strip.dense.windows, strip.dense.matrix);
-    let offsets: [[usize; 2]; P] = std::array::from_fn(|pair| {
-        [0, 1].map(|n| (2 * pair + n).min(tile.pixels - 1) * windows.column_step)
-    });
+    let mut offsets = [[0; 2]; P];
+    for (n, offset) in offsets.as_flattened_mut().iter_mut().enumerate() {
+        *offset = n.min(tile.pixels - 1) * windows.column_step;
+    }
     let mut sums = [[vdupq_n_s32(0); W]; P];
     // SAFETY: the panel has 4·V biases and multipliers, and 32·V weights for
     // each group; the reads of levels are those of the windows.
     unsafe {
         for w in 0..W {
             let bias = vld1q_dup_s64(strip.bias.as_ptr().add(2 * w).cast());
-            sums.iter_mut()
-                .for_each(|sums| sums[w] = vreinterpretq_s32_s64(bias));
+            for sums in &mut sums {
+                sums[w] = vreinterpretq_s32_s64(bias);
+            }
         }
         let mut weights: *const i8 = strip.weights.as_ptr().cast();
         for segment in 0..matrix.segments() {
             let mut from = tile.from.as_ptr().add(segment * windows.segment_step);
+            let (mut first, mut second) = ([vdupq_n_u64(0); P], [vdupq_n_u64(0); P]);
             for _ in 0..matrix.groups() / 2 {
-                let levels = offsets.map(|at| at.map(|at| vld1q_u64(from.add(at).cast())));
-                let first = levels.map(|[a, b]| vzip1q_u64(a, b));
-                multiply::<P, W>(&mut sums, first, weights);
-                let second = levels.map(|[a, b]| vzip2q_u64(a, b));
-                multiply::<P, W>(&mut sums, second, weights.add(16 * W));
+                for (pair, [a, b]) in offsets.iter().enumerate() {
+                    let a = vld1q_u64(from.add(*a).cast());
+                    let b = vld1q_u64(from.add(*b).cast());
+                    first[pair] = vzip1q_u64(a, b);
+                    second[pair] = vzip2q_u64(a, b);
+                }
+                multiply::<P, W>(&mut sums, &first, weights);
+                multiply::<P, W>(&mut sums, &second, weights.add(16 * W));
                 weights = weights.add(32 * W);
                 from = from.add(16);
             }
             if matrix.groups() % 2 == 1 {
-                let levels = offsets.map(|[a, b]| {
-                    vcombine_u64(vld1_u64(from.add(a).cast()), vld1_u64(from.add(b).cast()))
-                });
-                multiply::<P, W>(&mut sums, levels, weights);
+                for (levels, [a, b]) in first.iter_mut().zip(&offsets) {
+                    let a = vld1_u64(from.add(*a).cast());
+                    *levels = vcombine_u64(a, vld1_u64(from.add(*b).cast()));
+                }
+                multiply::<P, W>(&mut sums, &first, weights);
                 weights = weights.add(16 * W);
             }
         }
@@ -153,14 +158,14 @@ unsafe fn compute<const P: usize, const V: usize, const W: usize>(tile: Tile<'_>
 #[target_feature(enable = "neon,i8mm")]
 unsafe fn multiply<const P: usize, const W: usize>(
     sums: &mut [[int32x4_t; W]; P],
-    levels: [uint64x2_t; P],
+    levels: &[uint64x2_t; P],
     weights: *const i8,
 ) {
     for w in 0..W {
         // SAFETY: the caller's.
         let weights = unsafe { vld1q_s8(weights.add(16 * w)) };
         for (sums, levels) in sums.iter_mut().zip(levels) {
-            sums[w] = product(sums[w], vreinterpretq_u8_u64(levels), weights);
+            sums[w] = product(sums[w], vreinterpretq_u8_u64(*levels), weights);
         }
     }
 }

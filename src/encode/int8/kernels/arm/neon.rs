@@ -22,7 +22,7 @@ const PIXELS: usize = 4;
 /// Channels of a depthwise block.
 const BLOCK: usize = 8;
 /// Output pixels of a depthwise tile.
-const COLUMNS: usize = 4;
+const COLUMNS: usize = 2;
 /// Turns an unsigned level into a signed one, 128 less.
 const SIGN: u8 = 0x80;
 
@@ -143,7 +143,7 @@ unsafe fn compute<const N: usize, const V: usize, const PAIRS: bool>(tile: Tile<
                     *levels = veorq_u8(vld1q_u8(from.add(n * windows.column_step)), sign);
                 }
                 for spread in spreads {
-                    multiply::<N, V, PAIRS>(&mut sums, levels, spread, weights);
+                    multiply::<N, V, PAIRS>(&mut sums, &levels, spread, weights);
                     weights = weights.add(16 * V);
                 }
                 from = from.add(16);
@@ -154,7 +154,7 @@ unsafe fn compute<const N: usize, const V: usize, const PAIRS: bool>(tile: Tile<
                     let quad = vdupq_n_u32(quad.read_unaligned());
                     *levels = veorq_u8(vreinterpretq_u8_u32(quad), sign);
                 }
-                multiply::<N, V, PAIRS>(&mut sums, levels, spread, weights);
+                multiply::<N, V, PAIRS>(&mut sums, &levels, spread, weights);
                 weights = weights.add(16 * V);
                 from = from.add(4);
             }
@@ -176,19 +176,22 @@ unsafe fn compute<const N: usize, const V: usize, const PAIRS: bool>(tile: Tile<
 #[target_feature(enable = "neon")]
 unsafe fn multiply<const N: usize, const V: usize, const PAIRS: bool>(
     sums: &mut [[int32x4_t; V]; N],
-    levels: [uint8x16_t; N],
+    levels: &[uint8x16_t; N],
     spread: uint8x16_t,
     weights: *const i8,
 ) {
-    let levels = levels.map(|levels| vreinterpretq_s8_u8(vqtbl1q_u8(levels, spread)));
+    let mut pairs = [vdupq_n_s8(0); N];
+    for (pairs, levels) in pairs.iter_mut().zip(levels) {
+        *pairs = vreinterpretq_s8_u8(vqtbl1q_u8(*levels, spread));
+    }
     for v in 0..V {
         // SAFETY: the caller's.
         let weights = unsafe { vld1q_s8(weights.add(16 * v)) };
-        for (sums, levels) in sums.iter_mut().zip(levels) {
-            let first = vmull_s8(vget_low_s8(weights), vget_low_s8(levels));
+        for (sums, pairs) in sums.iter_mut().zip(&pairs) {
+            let first = vmull_s8(vget_low_s8(weights), vget_low_s8(*pairs));
             sums[v] = match PAIRS {
-                true => vpadalq_s16(sums[v], vmlal_high_s8(first, weights, levels)),
-                false => vpadalq_s16(vpadalq_s16(sums[v], first), vmull_high_s8(weights, levels)),
+                true => vpadalq_s16(sums[v], vmlal_high_s8(first, weights, *pairs)),
+                false => vpadalq_s16(vpadalq_s16(sums[v], first), vmull_high_s8(weights, *pairs)),
             };
         }
     }
@@ -239,8 +242,8 @@ pub unsafe fn depthwise(depthwise: &Depthwise<'_>, to: &mut [u8]) {
     }
 }
 
-/// One output row with a kernel of 3 by 3, four pixels at a time: a column of
-/// the input is widened once and multiplied for all that see it. The last four
+/// One output row with a kernel of 3 by 3, two pixels at a time: a column of
+/// the input is widened once and multiplied for both that see it. The last two
 /// overlap those before.
 ///
 /// # Safety
@@ -253,22 +256,41 @@ unsafe fn row_of_three<const STRIDE: usize>(lane: &Lane<'_>, y: usize, to: &mut 
     let bias = biases(lane);
     for tile in 0..depthwise.columns.div_ceil(COLUMNS) {
         let first = (tile * COLUMNS).min(depthwise.columns - COLUMNS);
+        let left = (first * STRIDE).wrapping_sub(depthwise.window.padding[1]);
         let mut sums = [bias; COLUMNS];
-        for column in 0..(COLUMNS - 1) * STRIDE + 3 {
-            let at = (first * STRIDE + column).wrapping_sub(depthwise.window.padding[1]);
-            let levels = rows.map(|row| widened(lane, row, at));
-            for (n, sums) in sums.iter_mut().enumerate() {
-                let kx = column.wrapping_sub(n * STRIDE);
-                if kx < 3 {
-                    for (ky, levels) in levels.into_iter().enumerate() {
-                        accumulate(sums, levels, weights[3 * ky + kx]);
-                    }
-                }
-            }
-        }
+        add_column::<STRIDE, 0>(lane, &rows, &weights, left, &mut sums);
+        add_column::<STRIDE, 1>(lane, &rows, &weights, left, &mut sums);
+        add_column::<STRIDE, 2>(lane, &rows, &weights, left, &mut sums);
+        add_column::<STRIDE, 3>(lane, &rows, &weights, left, &mut sums);
+        add_column::<STRIDE, 4>(lane, &rows, &weights, left, &mut sums);
         for (n, sums) in sums.iter().enumerate() {
             // SAFETY: the caller's.
             unsafe { store_channels(lane, sums, first + n, to) };
+        }
+    }
+}
+
+/// Adds column `COLUMN` of those that two pixels see, where there is one; a
+/// function for each, as what is known early is unrolled.
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_column<const STRIDE: usize, const COLUMN: usize>(
+    lane: &Lane<'_>,
+    rows: &[&[u8]; 3],
+    weights: &[int16x8_t; 9],
+    left: usize,
+    sums: &mut [[int32x4_t; 2]; COLUMNS],
+) {
+    if COLUMN > (COLUMNS - 1) * STRIDE + 2 {
+        return;
+    }
+    let [a, b, c] = rows.map(|row| widened(lane, row, left.wrapping_add(COLUMN)));
+    for (n, sums) in sums.iter_mut().enumerate() {
+        let kx = COLUMN.wrapping_sub(n * STRIDE);
+        if kx < 3 {
+            accumulate(sums, a, weights[kx]);
+            accumulate(sums, b, weights[3 + kx]);
+            accumulate(sums, c, weights[6 + kx]);
         }
     }
 }
@@ -326,14 +348,17 @@ fn widened(lane: &Lane<'_>, row: &[u8], x: usize) -> int16x8_t {
     if x >= depthwise.shape.width {
         return vdupq_n_s16(depthwise.outside[0].into());
     }
-    let pixel = &row[x * depthwise.shape.channels..][lane.channels.clone()];
+    let at = x * depthwise.shape.channels + lane.channels.start;
     let mut few = [0; BLOCK];
-    let levels = <&[u8; BLOCK]>::try_from(pixel).unwrap_or_else(|_| {
-        few[..pixel.len()].copy_from_slice(pixel);
-        &few
-    });
-    // SAFETY: the array has eight bytes.
-    vreinterpretq_s16_u16(vmovl_u8(unsafe { vld1_u8(levels.as_ptr()) }))
+    let from = match lane.channels.len() {
+        BLOCK => &row[at..at + BLOCK],
+        count => {
+            few[..count].copy_from_slice(&row[at..at + count]);
+            &few
+        }
+    };
+    // SAFETY: eight bytes in either case.
+    vreinterpretq_s16_u16(vmovl_u8(unsafe { vld1_u8(from.as_ptr()) }))
 }
 
 /// The levels of output pixel `x`.

@@ -195,9 +195,11 @@ macro_rules! define_tile {
                 // SAFETY: a panel has 16 multipliers.
                 unsafe { _mm256_loadu_ps(multiplier[at..][..LANES].as_ptr()) }
             });
-            let pixels = tile.to.chunks_mut(matrix.outputs()).zip(&sums);
-            for (to, sums) in pixels.take(tile.pixels) {
-                store(dense.requant, sums, multiplier, &mut to[..panel.outputs]);
+            // Small enough to be unrolled at once: else the sums live in memory.
+            let (requant, outputs) = (dense.requant, panel.outputs);
+            let (pixels, step) = (tile.pixels, matrix.outputs());
+            for (to, sums) in tile.to.chunks_mut(step).zip(&sums).take(pixels) {
+                store(requant, sums, multiplier, &mut to[..outputs]);
             }
         }
     };
@@ -258,87 +260,120 @@ fn store(requant: Requant, sums: &[__m256i; 2], multiplier: [__m256; 2], to: &mu
     }
 }
 
+/// 16 channels of a depthwise convolution.
+struct Lane<'a> {
+    depthwise: &'a Depthwise<'a>,
+    first: usize,
+    /// Channels, fewer than 16 in the last block of some.
+    channels: usize,
+    /// Pairs of taps, 64 bytes each.
+    weights: &'a [u8],
+    bias: [__m256i; 2],
+}
+
 /// One output row, 16 channels at a time.
 #[target_feature(enable = "avx2")]
 fn depthwise_row(depthwise: &Depthwise<'_>, y: usize, to: &mut [u8]) {
-    let channels = depthwise.shape.channels;
+    let (channels, taps) = (depthwise.shape.channels, depthwise.taps);
     let block_bytes = (TAPS.block_bytes)(depthwise.window.kernel);
+    let rows = [0, 1, 2].map(|ky| depthwise.row(y, ky));
     for first in (0..channels).step_by(BLOCK) {
-        let block =
-            &depthwise.taps.weights.as_slice()[first / BLOCK * block_bytes..][..block_bytes];
-        let here = first..(first + BLOCK).min(channels);
-        let multiplier = [0, LANES].map(|at| {
-            // SAFETY: whole blocks of multipliers are stored.
-            unsafe { _mm256_loadu_ps(depthwise.taps.multiplier[first + at..][..LANES].as_ptr()) }
-        });
+        let (bias, multiplier) = (&taps.bias[first..], &taps.multiplier[first..]);
+        // SAFETY: whole blocks of biases and multipliers are stored.
+        let (bias, multiplier) = unsafe {
+            (
+                [0, LANES].map(|at| _mm256_loadu_si256(bias[at..][..LANES].as_ptr().cast())),
+                [0, LANES].map(|at| _mm256_loadu_ps(multiplier[at..][..LANES].as_ptr())),
+            )
+        };
+        let lane = Lane {
+            depthwise,
+            first,
+            channels: BLOCK.min(channels - first),
+            weights: &taps.weights.as_slice()[first / BLOCK * block_bytes..][..block_bytes],
+            bias,
+        };
         for (x, to) in to.chunks_exact_mut(channels).enumerate() {
-            let sums = depthwise_sums(depthwise, block, here.clone(), [y, x]);
-            store(depthwise.requant, &sums, multiplier, &mut to[here.clone()]);
+            let left = (x * depthwise.window.stride[1]).wrapping_sub(depthwise.window.padding[1]);
+            let sums = match depthwise.window.kernel {
+                [3, 3] => sums_of_three(&lane, &rows, left),
+                _ => sums(&lane, y, left),
+            };
+            let to = &mut to[first..first + lane.channels];
+            store(depthwise.requant, &sums, multiplier, to);
         }
     }
 }
 
-/// The sums of one pixel's channels `here`.
+/// The sums of one pixel with a kernel of 3 by 3.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn depthwise_sums(
-    depthwise: &Depthwise<'_>,
-    weights: &[u8],
-    here: std::ops::Range<usize>,
-    [y, x]: [usize; 2],
-) -> [__m256i; 2] {
-    let [height, width] = depthwise.window.kernel;
-    let left = (x * depthwise.window.stride[1]).wrapping_sub(depthwise.window.padding[1]);
-    let level = |tap: usize| match tap < height * width {
-        true => widened(
-            depthwise,
-            depthwise.row(y, tap / width),
-            left.wrapping_add(tap % width),
-            here.clone(),
-        ),
-        false => _mm256_setzero_si256(),
-    };
-    let mut sums = [0, LANES].map(|at| {
-        // SAFETY: whole blocks of biases are stored.
-        unsafe {
-            _mm256_loadu_si256(
-                depthwise.taps.bias[here.start + at..][..LANES]
-                    .as_ptr()
-                    .cast(),
-            )
+fn sums_of_three(lane: &Lane<'_>, rows: &[&[u8]; 3], left: usize) -> [__m256i; 2] {
+    let mut levels = [_mm256_setzero_si256(); 10];
+    for (row, levels) in rows.iter().zip(levels.chunks_exact_mut(3)) {
+        for (kx, level) in levels.iter_mut().enumerate() {
+            *level = widened(lane, row, left.wrapping_add(kx));
         }
-    });
-    for (pair, weights) in weights.chunks_exact(4 * BLOCK).enumerate() {
-        let (a, b) = (level(2 * pair), level(2 * pair + 1));
-        let pairs = [_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b)];
-        for (v, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: the weights of a pair of taps are 64 bytes.
-            let weights = unsafe { _mm256_loadu_si256(weights[32 * v..][..32].as_ptr().cast()) };
-            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs[v], weights));
-        }
+    }
+    let mut sums = lane.bias;
+    for (pair, levels) in levels.chunks_exact(2).enumerate() {
+        add_pair(lane, &mut sums, pair, levels[0], levels[1]);
     }
     sums
 }
 
-/// Channels `here` of one input pixel in 16 bits each; outside the input, the
-/// zero point.
+/// The sums of one pixel with any kernel.
+#[target_feature(enable = "avx2")]
+fn sums(lane: &Lane<'_>, y: usize, left: usize) -> [__m256i; 2] {
+    let [height, width] = lane.depthwise.window.kernel;
+    let mut sums = lane.bias;
+    let mut before = _mm256_setzero_si256();
+    for tap in 0..height * width {
+        let row = lane.depthwise.row(y, tap / width);
+        let level = widened(lane, row, left.wrapping_add(tap % width));
+        match tap % 2 {
+            0 => before = level,
+            _ => add_pair(lane, &mut sums, tap / 2, before, level),
+        }
+    }
+    if height * width % 2 == 1 {
+        let none = _mm256_setzero_si256();
+        add_pair(lane, &mut sums, height * width / 2, before, none);
+    }
+    sums
+}
+
+/// Adds the levels of two taps times their weights.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn widened(
-    depthwise: &Depthwise<'_>,
-    row: &[u8],
-    x: usize,
-    here: std::ops::Range<usize>,
-) -> __m256i {
-    if x >= depthwise.shape.width {
-        return _mm256_set1_epi16(depthwise.outside[0].into());
+fn add_pair(lane: &Lane<'_>, sums: &mut [__m256i; 2], pair: usize, a: __m256i, b: __m256i) {
+    let weights = &lane.weights[4 * BLOCK * pair..][..4 * BLOCK];
+    // SAFETY: the slice has 64 bytes.
+    let [first, second] =
+        [0, 32].map(|at| unsafe { _mm256_loadu_si256(weights.as_ptr().add(at).cast()) });
+    let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+    sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(low, first));
+    sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(high, second));
+}
+
+/// The lane's channels of one input pixel in 16 bits each; outside the input,
+/// the zero point.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widened(lane: &Lane<'_>, row: &[u8], x: usize) -> __m256i {
+    let shape = lane.depthwise.shape;
+    if x >= shape.width {
+        return _mm256_set1_epi16(lane.depthwise.outside[0].into());
     }
-    let pixel = &row[x * depthwise.shape.channels..][here];
+    let at = x * shape.channels + lane.first;
     let mut few = [0; BLOCK];
-    let levels = <&[u8; BLOCK]>::try_from(pixel).unwrap_or_else(|_| {
-        few[..pixel.len()].copy_from_slice(pixel);
-        &few
-    });
-    // SAFETY: the array has 16 bytes.
-    _mm256_cvtepu8_epi16(unsafe { _mm_loadu_si128(levels.as_ptr().cast()) })
+    let from = match lane.channels {
+        BLOCK => &row[at..at + BLOCK],
+        count => {
+            few[..count].copy_from_slice(&row[at..at + count]);
+            &few
+        }
+    };
+    // SAFETY: sixteen bytes in either case.
+    _mm256_cvtepu8_epi16(unsafe { _mm_loadu_si128(from.as_ptr().cast()) })
 }

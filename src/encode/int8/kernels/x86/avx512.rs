@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
-use crate::encode::int8::kernels::tiles::{Strip, Tile, for_each_tile};
+use crate::encode::int8::kernels::tiles::{Tile, for_each_tile};
 use crate::encode::int8::kernels::{
     Dense, Depthwise, Kernels, Matrix, Requant, Sum, Taps, elementwise,
 };
@@ -206,9 +206,12 @@ unsafe fn compute<const N: usize, const V: usize>(tile: Tile<'_>) {
         for (v, multiplier) in multiplier.iter_mut().enumerate() {
             *multiplier = _mm512_loadu_ps(strip.multiplier.as_ptr().add(LANES * v));
         }
+        let (requant, step) = (strip.dense.requant, matrix.outputs());
+        let outputs = u32::MAX >> (32 - strip.panel.outputs);
+        let to = tile.to.as_mut_ptr();
+        // Small enough to be unrolled at once: else the sums live in memory.
         for (n, sums) in sums.iter().enumerate() {
-            let to = tile.to.as_mut_ptr().add(n * matrix.outputs());
-            store_pixel(strip, sums, &multiplier, to);
+            store_pixel(requant, outputs, sums, &multiplier, to.add(n * step));
         }
     }
 }
@@ -216,11 +219,12 @@ unsafe fn compute<const N: usize, const V: usize>(tile: Tile<'_>) {
 /// The levels of one pixel.
 ///
 /// # Safety
-/// The panel's outputs from `to` on may be written.
+/// Where `outputs` has a bit, levels may be written from `to` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn store_pixel<const V: usize>(
-    strip: &Strip<'_>,
+    requant: Requant,
+    outputs: u32,
     sums: &[__m512i; V],
     multiplier: &[__m512; V],
     to: *mut u8,
@@ -231,9 +235,8 @@ unsafe fn store_pixel<const V: usize>(
     } else {
         first
     };
-    let outputs = u32::MAX >> (32 - strip.panel.outputs);
     // Sixteen bits of each: in order for two vectors, twice the same for one.
-    let levels = saturated(_mm512_packs_epi32(first, second), strip.dense.requant);
+    let levels = saturated(_mm512_packs_epi32(first, second), requant);
     // SAFETY: the mask has a bit for each of the panel's outputs and no other.
     unsafe {
         if V == 2 {
