@@ -32,9 +32,9 @@ impl Source for Camera {
             return Err(SourceError::End);
         }
         let layout = YuvLayout::Yuyv;
-        buffer.clear();
         let level = 40 + (self.0 % 8) as u8 * 20;
-        buffer.resize(layout.bytes(WIDTH, HEIGHT), level);
+        buffer.resize(layout.bytes(WIDTH, HEIGHT), 128);
+        buffer.iter_mut().step_by(2).for_each(|luma| *luma = level);
         Ok(Shot::now(
             buffer,
             Encoding::Yuv {
