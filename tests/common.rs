@@ -334,3 +334,14 @@ pub fn value_info(name: &str, shape: &[usize]) -> ValueInfoProto {
         ..ValueInfoProto::default()
     }
 }
+
+/// Exit code, the JSON lines on standard output, and standard error.
+#[cfg(feature = "live")]
+pub fn outcome(output: std::process::Output) -> (i32, Vec<serde_json::Value>, String) {
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let records = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    (output.status.code().unwrap(), records.collect(), stderr)
+}

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tract_onnx::pb::{NodeProto, TensorProto, ValueInfoProto};
 
-use crate::common::{constant, integers, node, onnx_file, value_info, write_bundle};
+use crate::common::{constant, integers, node, onnx_file, outcome, value_info, write_bundle};
 
 /// Side of the detectors' input.
 const SIDE: usize = 64;
@@ -226,12 +226,7 @@ fn run(place: &Path, arguments: &[&str]) -> (i32, Vec<Value>, String) {
         .args(arguments)
         .output()
         .unwrap();
-    let lines = String::from_utf8(output.stdout).unwrap();
-    let records = lines
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap());
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    (output.status.code().unwrap(), records.collect(), stderr)
+    outcome(output)
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use assert_cmd::Command;
 use serde_json::Value;
 
-use crate::common::{picture, write_bundle};
+use crate::common::{outcome, picture, write_bundle};
 
 fn run(source: &str, prepare: impl Fn(&std::path::Path)) -> (i32, Vec<Value>, String) {
     let place = tempfile::tempdir().unwrap();
@@ -20,12 +20,7 @@ fn run(source: &str, prepare: impl Fn(&std::path::Path)) -> (i32, Vec<Value>, St
         .timeout(Duration::from_secs(60))
         .output()
         .unwrap();
-    let lines = String::from_utf8(output.stdout).unwrap();
-    let records = lines
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap());
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    (output.status.code().unwrap(), records.collect(), stderr)
+    outcome(output)
 }
 
 #[test]

@@ -299,26 +299,31 @@ fn below(ascending: &[f32], label: f32) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::HashSet;
 
     use super::*;
     use crate::data::{Columns, dataset::tests::folder};
 
-    fn split(rows: &str, plan: &SplitPlan) -> Result<(Dataset, Splits), DataError> {
+    /// A data set with rows of path, label, group and split.
+    pub(in crate::data) fn dataset(rows: &str) -> Dataset {
         let names: Vec<&str> = rows
             .lines()
             .filter_map(|row| row.split(',').next())
             .collect();
         let text = format!("path,label,group,split\n{rows}");
         let (_folder, path) = folder("t.csv", &text, &names);
-        let dataset = Dataset::open(&path, &Columns::default(), [0.0, 100.0])?;
+        Dataset::open(&path, &Columns::default(), [0.0, 100.0]).unwrap()
+    }
+
+    fn split(rows: &str, plan: &SplitPlan) -> Result<(Dataset, Splits), DataError> {
+        let dataset = dataset(rows);
         let splits = Splits::new(&dataset, plan)?;
         Ok((dataset, splits))
     }
 
-    /// Forty groups of uneven size, ten different labels.
-    fn many_groups() -> String {
+    /// Four hundred images of ten labels in forty groups of uneven size.
+    pub(in crate::data) fn many_groups() -> String {
         (0..400)
             .map(|i: u64| (i, i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40))
             .map(|(i, random)| format!("{i}.png,{},g{},\n", i % 10, random % 43 % 40))

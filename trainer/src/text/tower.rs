@@ -257,4 +257,4 @@ fn check(config: &TextConfig) -> Result<(), TextError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

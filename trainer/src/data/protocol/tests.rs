@@ -1,25 +1,10 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::data::{Columns, dataset::tests::folder};
+use crate::data::split::tests::{dataset, many_groups};
 
-fn dataset(rows: &str) -> Dataset {
-    let names: Vec<&str> = rows
-        .lines()
-        .filter_map(|row| row.split(',').next())
-        .collect();
-    let text = format!("path,label,group,split\n{rows}");
-    let (_folder, path) = folder("t.csv", &text, &names);
-    Dataset::open(&path, &Columns::default(), [0.0, 100.0]).unwrap()
-}
-
-/// Four hundred images of ten labels in forty groups of uneven size.
 fn many() -> Dataset {
-    let rows: String = (0..400)
-        .map(|i: u64| (i, i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40))
-        .map(|(i, random)| format!("{i}.png,{},g{},\n", i % 10, random % 43 % 40))
-        .collect();
-    dataset(&rows)
+    dataset(&many_groups())
 }
 
 fn bins() -> Vec<Bin> {

@@ -1,17 +1,10 @@
 use super::*;
-use crate::text::{Placement, TextConfig, TextSource, bin_embeddings};
+use crate::text::tower::tests::{assert_close, values};
+use crate::text::{Placement, TextSource, bin_embeddings, tower};
 use burn::module::ModuleVisitor;
 
 fn tower() -> TextTower {
-    let config = TextConfig {
-        width: 8,
-        layers: 2,
-        heads: 2,
-        embedding: 6,
-        seed: 9,
-        ..TextConfig::default()
-    };
-    TextTower::random(&config, &Device::flex()).expect("a tower")
+    tower::tests::tower(9)
 }
 
 fn prompt(placement: Placement) -> Prompt {
@@ -28,17 +21,6 @@ fn side(tuning: &str, placement: Placement) -> TextSide {
     let tuning: Tuning = toml::from_str(tuning).expect("TOML");
     let device = Device::flex().autodiff();
     TextSide::tuned_prompt(&tower(), &prompt(placement), &tuning, &device).expect("a side")
-}
-
-fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data_as::<f32>().iter().collect()
-}
-
-fn assert_close(got: &[f32], expected: &[f32], tolerance: f32) {
-    assert_eq!(got.len(), expected.len());
-    for (got, expected) in got.iter().zip(expected) {
-        assert!((got - expected).abs() <= tolerance, "{got} {expected}");
-    }
 }
 
 #[test]

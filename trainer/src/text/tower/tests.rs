@@ -2,7 +2,7 @@ use super::*;
 use burn::nn::Linear;
 use safetensors::SafeTensors;
 
-fn tower(seed: u64) -> TextTower {
+pub(in crate::text) fn tower(seed: u64) -> TextTower {
     let config = TextConfig {
         width: 8,
         layers: 2,
@@ -14,11 +14,11 @@ fn tower(seed: u64) -> TextTower {
     TextTower::random(&config, &Device::flex()).expect("a tower")
 }
 
-fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+pub(in crate::text) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data_as::<f32>().iter().collect()
 }
 
-fn assert_close(got: &[f32], expected: &[f32], tolerance: f32) {
+pub(in crate::text) fn assert_close(got: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(got.len(), expected.len());
     for (got, expected) in got.iter().zip(expected) {
         assert!((got - expected).abs() <= tolerance, "{got} {expected}");
