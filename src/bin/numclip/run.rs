@@ -62,6 +62,7 @@ const EXAMPLES: &str = "Sources:
   rpicam://0?size=1280x720&fps=30     Raspberry Pi camera (needs rpicam-vid)
   csi://0                             Jetson camera (needs gst-launch-1.0)
   rtsp://user:password@host/stream    network camera (needs ffmpeg)
+  http://user:password@host/stream    network camera that serves JPEG pictures
   file:///clip.mp4?loop&realtime      video file (needs ffmpeg)
   dir:///inbox?watch                  pictures as they arrive in a folder
   'cmd:COMMAND?format=rgb&size=640x480'   frames on a command's stdout: rgb, bgr, grey, ppm or mjpeg
