@@ -17,7 +17,7 @@ use crate::variant::{Changes, Single};
 ///
 /// Everything about the run is kept in its folder: the resolved task file, what
 /// it was made from, the measurements, the last state and the best weights.
-/// With a [teacher] in the task file, the model learns from a run, a bundle, a
+/// With a `[teacher]` in the task file, the model learns from a run, a bundle, a
 /// CLIP checkpoint or any ONNX encoder as well, also of images without labels.
 #[derive(Args)]
 #[command(after_help = "\
