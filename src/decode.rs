@@ -29,6 +29,13 @@ pub const MAX_BYTES: u64 = 512 << 20;
 /// File extensions, in lower case, by which a folder is searched for pictures.
 pub const EXTENSIONS: &[&str] = &["bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
 
+/// Whether the name of a file says that it is a picture.
+pub fn is_picture(path: &Path) -> bool {
+    path.extension()
+        .and_then(|extension| extension.to_str())
+        .is_some_and(|extension| EXTENSIONS.contains(&extension.to_lowercase().as_str()))
+}
+
 /// A picture that cannot be decoded: which one, and why.
 #[derive(Debug, Error)]
 #[error("{name}: {kind}")]

@@ -108,6 +108,21 @@ pub fn contents() -> Contents {
     }
 }
 
+/// An encoder whose embedding of a dark picture is no number.
+#[cfg(feature = "live")]
+pub fn afraid_of_the_dark() -> Vec<u8> {
+    let nodes = vec![
+        node("GlobalAveragePool", &["image"], "mean", vec![]),
+        // Of a negative mean.
+        node("Sqrt", &["mean"], "root", vec![]),
+        node("Conv", &["root", "head"], "embedding", vec![]),
+    ];
+    let head = constant("head", &[DIM, 3, 1, 1], &[0.5; DIM * 3]);
+    let input = value_info("image", &[1, 3, SIZE, SIZE]);
+    let output = value_info("embedding", &[1, DIM, 1, 1]);
+    onnx_file(nodes, vec![head], input, vec![output])
+}
+
 /// A picture of smooth noise.
 pub fn picture(width: u32, height: u32, seed: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use assert_cmd::Command;
 use serde_json::Value;
 
-use crate::common::{outcome, picture, write_bundle};
+use crate::common::{afraid_of_the_dark, contents, outcome, picture, write_bundle, write_version};
 
 fn run(source: &str, prepare: impl Fn(&std::path::Path)) -> (i32, Vec<Value>, String) {
     let place = tempfile::tempdir().unwrap();
@@ -21,6 +21,35 @@ fn run(source: &str, prepare: impl Fn(&std::path::Path)) -> (i32, Vec<Value>, St
         .output()
         .unwrap();
     outcome(output)
+}
+
+#[test]
+fn a_picture_that_the_engine_fails_on_does_not_end_the_stream() {
+    let (code, records, stderr) = run("photos", |place| {
+        let mut contents = contents();
+        let encoder = contents.encoders.get_mut("encoder.onnx").unwrap();
+        *encoder = afraid_of_the_dark();
+        fs::remove_dir_all(place.join("model")).unwrap();
+        write_version(&place.join("model"), "0.1.0", &contents);
+        fs::create_dir(place.join("photos")).unwrap();
+        for (name, grey) in [("a", 250), ("b", 0), ("c", 240)] {
+            let picture = image::RgbImage::from_pixel(20, 20, image::Rgb([grey; 3]));
+            picture
+                .save(place.join(format!("photos/{name}.png")))
+                .unwrap();
+        }
+    });
+    let sources: Vec<&str> = records
+        .iter()
+        .filter_map(|r| r["source"].as_str())
+        .collect();
+    assert_eq!(sources.len(), 2, "{stderr}");
+    assert!(sources[0].ends_with("a.png") && sources[1].ends_with("c.png"));
+    assert!(
+        stderr.contains("b.png") && stderr.contains("not finite"),
+        "{stderr}"
+    );
+    assert_eq!(code, 1);
 }
 
 #[test]

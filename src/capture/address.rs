@@ -15,6 +15,7 @@ use super::preset;
 #[cfg(all(feature = "camera", target_os = "linux"))]
 use super::{CameraSettings, camera::Camera};
 use super::{Source, SourceError};
+use crate::decode;
 use crate::frame::PixelFormat;
 
 /// Where frames come from.
@@ -149,7 +150,7 @@ fn parse(text: &str) -> Result<Kind, String> {
             path: rest.into(),
             watch: query.only(&["watch"])?.flag("watch")?,
         },
-        "file" if is_picture(rest) => Kind::Folder {
+        "file" if decode::is_picture(Path::new(rest)) => Kind::Folder {
             path: rest.into(),
             watch: query.only(&[])?.flag("watch")?,
         },
@@ -242,11 +243,6 @@ fn parse_camera(camera: &str, _: &Query<'_>) -> Result<Kind, String> {
     ))
 }
 
-fn is_picture(path: &str) -> bool {
-    let extension = Path::new(path).extension().and_then(|e| e.to_str());
-    extension.is_some_and(|e| crate::decode::EXTENSIONS.contains(&e.to_lowercase().as_str()))
-}
-
 fn split(text: &str) -> (&str, &str) {
     text.split_once('?').unwrap_or((text, ""))
 }
@@ -329,7 +325,7 @@ impl<'a> Query<'a> {
         let Some(text) = self.get("size") else {
             return Ok(None);
         };
-        let sides = 1..=crate::decode::MAX_SIDE;
+        let sides = 1..=decode::MAX_SIDE;
         let side = |text: &str| text.parse().ok().filter(|side| sides.contains(side));
         text.split_once('x')
             .and_then(|(width, height)| Some((side(width)?, side(height)?)))

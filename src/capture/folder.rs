@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::{Encoding, Shot, Source, SourceError};
-use crate::decode::{EXTENSIONS, MAX_BYTES};
+use crate::decode::{self, MAX_BYTES};
 
 /// How often a watched folder is looked at; a file is read once it has not
 /// changed from one look to the next.
@@ -122,8 +122,7 @@ fn is_picture(path: &Path) -> bool {
     let hidden = path
         .file_name()
         .is_none_or(|name| name.to_string_lossy().starts_with('.'));
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    !hidden && extension.is_some_and(|e| EXTENSIONS.contains(&e.to_lowercase().as_str()))
+    !hidden && decode::is_picture(path)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::{Event, Job, LiveError, Reading, Settings, Subject, locked};
 use crate::bundle::Bundle;
 use crate::capture::{Shot, develop};
 use crate::detect::Finder;
+use crate::encode::EncodeError;
 use crate::frame::Frame;
 use crate::pipeline::{Timed, Worker};
 use crate::view::{RegionError, View};
@@ -115,7 +116,13 @@ impl<'a> Observer<'a> {
             truth: shot.truth,
             decode: start.elapsed(),
         };
-        self.read(&picture, &origin, send)?;
+        match self.read(&picture, &origin, send) {
+            // The engine failed on this picture; it may do better on the next.
+            Err(LiveError::Encode(error @ EncodeError::Run { .. })) => {
+                self.pass_over(origin.name.as_deref(), frame, &error, send);
+            }
+            result => result?,
+        }
         let framing = self.settings.framing;
         if let Some(picture) = self.supply.tap.offer(picture, framing) {
             self.supply.slot.recycle(picture.into_pixels());
@@ -181,7 +188,7 @@ impl<'a> Observer<'a> {
         self.tracks
             .update(found, origin.at, || smoother(settings, range));
         let mut tracks = std::mem::take(&mut self.tracks);
-        for track in tracks.in_sight() {
+        let seen = tracks.in_sight().try_for_each(|track| {
             let (subject, region) = track.crop(view, subjects.margin);
             let Ok(part) = view.part(region) else {
                 unreachable!("a crop lies within its view");
@@ -189,9 +196,10 @@ impl<'a> Observer<'a> {
             let timed = self.worker.estimate_view(&part)?;
             let smoothed = smooth(track.smoother.as_mut(), origin.at, &timed);
             self.send(origin, timed, smoothed, Some(subject), send);
-        }
+            Ok(())
+        });
         self.tracks = tracks;
-        Ok(())
+        seen
     }
 
     fn send(

@@ -4,7 +4,7 @@ use std::io::{self, BufRead};
 use std::path::{Component, Path, PathBuf};
 
 use globset::{GlobBuilder, GlobMatcher};
-use numclip::decode::EXTENSIONS;
+use numclip::decode::{EXTENSIONS, is_picture};
 use thiserror::Error;
 use walkdir::{DirEntry, WalkDir};
 
@@ -150,12 +150,6 @@ fn files(root: &Path) -> Result<Vec<PathBuf>, InputError> {
 
 fn is_hidden(entry: &DirEntry) -> bool {
     entry.depth() > 0 && entry.file_name().to_string_lossy().starts_with('.')
-}
-
-fn is_picture(path: &Path) -> bool {
-    path.extension()
-        .and_then(|extension| extension.to_str())
-        .is_some_and(|extension| EXTENSIONS.contains(&extension.to_lowercase().as_str()))
 }
 
 #[cfg(test)]

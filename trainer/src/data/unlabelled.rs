@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use globset::GlobBuilder;
-use numclip::decode::EXTENSIONS;
+use numclip::decode::is_picture;
 use walkdir::{DirEntry, WalkDir};
 
 use super::dataset::{Columns, paths_of};
@@ -60,12 +60,6 @@ fn files(root: &Path, wanted: &dyn Fn(&Path) -> bool) -> Vec<PathBuf> {
         .filter(|entry| entry.file_type().is_file() && wanted(entry.path()))
         .map(DirEntry::into_path)
         .collect()
-}
-
-fn is_picture(path: &Path) -> bool {
-    path.extension()
-        .and_then(|extension| extension.to_str())
-        .is_some_and(|extension| EXTENSIONS.contains(&extension.to_lowercase().as_str()))
 }
 
 #[cfg(test)]

@@ -159,11 +159,7 @@ impl Teacher {
         let scale = file.logit_scale()?.map_or(CLIP_SCALE, f64::from);
         let sha256 = sha256(path)?;
         Ok(Self {
-            source: TeacherSource {
-                name: format!("CLIP {}", file_name(path)),
-                learned_from: String::new(),
-                sha256: sha256.clone(),
-            },
+            source: untold("CLIP", path, &sha256),
             estimator: expectation(config, &bins, scale)?,
             bins,
             plan,
@@ -191,11 +187,7 @@ impl Teacher {
         let scale = config.model.head.logit_scale;
         let sha256 = hexadecimal(&Sha256::digest(&bytes));
         Ok(Self {
-            source: TeacherSource {
-                name: format!("ONNX {}", file_name(path)),
-                learned_from: String::new(),
-                sha256: sha256.clone(),
-            },
+            source: untold("ONNX", path, &sha256),
             estimator: expectation(config, &bins, scale)?,
             bins,
             plan,
@@ -204,6 +196,15 @@ impl Teacher {
             seen: HashSet::new(),
             network: Network::Engine(model),
         })
+    }
+}
+
+/// A file that does not say what it learned from.
+fn untold(kind: &str, path: &Path, sha256: &str) -> TeacherSource {
+    TeacherSource {
+        name: format!("{kind} {}", file_name(path)),
+        learned_from: String::new(),
+        sha256: sha256.into(),
     }
 }
 
