@@ -106,6 +106,7 @@ mod tests {
             bin,
             probabilities: vec![0.25; 4],
             interval: Some([value - 0.5, value + 0.5]),
+            doubt: None,
         }
     }
 

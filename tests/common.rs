@@ -70,6 +70,7 @@ pub fn manifest() -> Manifest {
             coverage: 0.9,
             quantile: 1.0,
             floor: 0.5,
+            ..Calibration::default()
         }),
         encoder: vec![EncoderFile {
             path: "encoder.onnx".into(),

@@ -17,7 +17,7 @@ use crate::bundle::{Bundle, STATE, State, slot};
 use crate::package::Header;
 use crate::pipeline::Pipeline;
 use crate::signature::{Signature, SignatureError, Trust, check_header};
-use crate::verify::replay;
+use crate::verify;
 
 /// Where a device keeps its models unless told otherwise.
 pub const STORE: &str = "/var/lib/numclip";
@@ -260,18 +260,7 @@ fn prove(root: &Path, digest: &str) -> Result<(), StoreError> {
     let bundle =
         Bundle::open(&root.join(slot(digest))).map_err(|error| refused(error.to_string()))?;
     let pipeline = Pipeline::new(bundle, None).map_err(|error| refused(error.to_string()))?;
-    let replays = replay(&pipeline).map_err(|error| refused(error.to_string()))?;
-    match replays.iter().find(|replay| !replay.passed) {
-        None => Ok(()),
-        Some(replay) => Err(refused(format!(
-            "golden case {}: engine {} gives {} for {} (cosine {:.5})",
-            replay.case,
-            pipeline.engine(),
-            replay.got,
-            replay.expected,
-            replay.cosine
-        ))),
-    }
+    verify::prove(&pipeline).map_err(|error| refused(error.to_string()))
 }
 
 /// Whether the lock could be had in time.

@@ -31,7 +31,7 @@ impl Preprocessor {
     /// it is turned, so that looking at a part costs no copy of the frame.
     pub fn fit_view(&mut self, plan: &Plan, view: &View<'_>) -> &[u8] {
         let placement = plan.placement(view.width(), view.height());
-        self.resize(plan.filter, view, &placement.source(view.turn()));
+        self.resize(plan.algorithm(), view, &placement.source(view.turn()));
         self.place(plan, &placement, view.turn());
         &self.fitted
     }
@@ -39,7 +39,8 @@ impl Preprocessor {
     /// Brings a part of a frame to `width × height`: RGB, interleaved.
     pub fn shrink(&mut self, view: &View<'_>, width: u32, height: u32) -> &[u8] {
         let placement = Placement::whole(view.width(), view.height(), width, height);
-        self.resize(Filter::Bilinear, view, &placement.source(view.turn()));
+        let algorithm = fir::ResizeAlg::Convolution(fir::FilterType::Bilinear);
+        self.resize(algorithm, view, &placement.source(view.turn()));
         let pixels = width as usize * height as usize * 3;
         self.fitted.resize(pixels, 0);
         self.copy_turned(&placement, (width, height), view.turn());
@@ -54,7 +55,7 @@ impl Preprocessor {
     /// Rows are resampled first, columns then, with 8 bits between the two:
     /// the order in which PIL works. The other one clips overshoots elsewhere,
     /// which shows where contrast is high.
-    fn resize(&mut self, filter: Filter, view: &View<'_>, placement: &Placement) {
+    fn resize(&mut self, algorithm: fir::ResizeAlg, view: &View<'_>, placement: &Placement) {
         let (frame, region) = (view.frame(), view.source_region());
         let (left, crop_width) = placement.x.source_range();
         let (top, crop_height) = placement.y.source_range();
@@ -63,7 +64,7 @@ impl Preprocessor {
         let (width, height) = (placement.x.drawn(), placement.y.drawn());
         resample(
             &mut self.resizer,
-            filter,
+            algorithm,
             (frame.width(), frame.height(), frame.pixels()),
             region,
             [left, first, crop_width, rows],
@@ -71,7 +72,7 @@ impl Preprocessor {
         );
         resample(
             &mut self.resizer,
-            filter,
+            algorithm,
             (width, rows as u32, &self.stretched),
             Region::whole(width, rows as u32),
             [0.0, top - first, f64::from(width), crop_height],
@@ -127,7 +128,7 @@ impl Preprocessor {
 /// nothing, as if it had been cut out.
 fn resample(
     resizer: &mut fir::Resizer,
-    filter: Filter,
+    algorithm: fir::ResizeAlg,
     (source_width, source_height, source): (u32, u32, &[u8]),
     region: Region,
     [left, top, crop_width, crop_height]: [f64; 4],
@@ -143,9 +144,10 @@ fn resample(
     let Ok(source) = TypedCroppedImage::new(source, x, y, wide, high) else {
         unreachable!("a view lies within its frame");
     };
-    let options = fir::ResizeOptions::new()
-        .resize_alg(filter.algorithm())
-        .crop(left, top, crop_width, crop_height);
+    let options =
+        fir::ResizeOptions::new()
+            .resize_alg(algorithm)
+            .crop(left, top, crop_width, crop_height);
     // Of a known pixel type: `resize` would bring in the code of all of them.
     let resized = resizer.resize_typed(&source, &mut target, &options);
     debug_assert!(
@@ -169,6 +171,19 @@ impl Plan {
         }
     }
 
+    fn algorithm(&self) -> fir::ResizeAlg {
+        let filter = match self.filter {
+            Filter::Bicubic => fir::FilterType::CatmullRom,
+            Filter::Bilinear => fir::FilterType::Bilinear,
+            Filter::Lanczos => fir::FilterType::Lanczos3,
+            Filter::Nearest => return fir::ResizeAlg::Nearest,
+        };
+        match self.antialias {
+            true => fir::ResizeAlg::Convolution(filter),
+            false => fir::ResizeAlg::Interpolation(filter),
+        }
+    }
+
     fn shorter_side(&self, width: u32, height: u32, to: u32) -> Placement {
         let shortest = width.min(height);
         let side = |length| {
@@ -181,17 +196,6 @@ impl Plan {
         Placement {
             x: Span::centre(width, side(width), self.size),
             y: Span::centre(height, side(height), self.size),
-        }
-    }
-}
-
-impl Filter {
-    fn algorithm(self) -> fir::ResizeAlg {
-        match self {
-            Self::Bicubic => fir::ResizeAlg::Convolution(fir::FilterType::CatmullRom),
-            Self::Bilinear => fir::ResizeAlg::Convolution(fir::FilterType::Bilinear),
-            Self::Lanczos => fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3),
-            Self::Nearest => fir::ResizeAlg::Nearest,
         }
     }
 }

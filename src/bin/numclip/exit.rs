@@ -116,5 +116,6 @@ fn is_fault_of_golden(error: &ReplayError) -> bool {
     match error {
         ReplayError::Frame { .. } => true,
         ReplayError::Encode(error) => is_fault_of_bundle(error),
+        ReplayError::Differs { .. } => false,
     }
 }
