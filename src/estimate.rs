@@ -126,6 +126,21 @@ impl Estimator {
         })
     }
 
+    /// The same with another calibration, or none.
+    ///
+    /// # Errors
+    /// [`EstimatorError`] names the field that does not fit.
+    pub fn calibrated(self, calibration: Option<Calibration>) -> Result<Self, EstimatorError> {
+        let Self {
+            bins,
+            regressor,
+            logit_scale,
+            range,
+            ..
+        } = self;
+        Self::new(bins, regressor, logit_scale, range, calibration)
+    }
+
     /// The bins with their embeddings.
     pub fn bins(&self) -> &Bins {
         &self.bins
@@ -184,6 +199,19 @@ impl Estimator {
 }
 
 impl Estimate {
+    /// Puts the estimate in doubt if its interval is wider than `width`, in the
+    /// task's unit, and it is not already.
+    pub fn doubt_beyond(&mut self, width: f32) {
+        let is_wide = self.width().is_some_and(|own| own > width);
+        self.doubt = self.doubt.or(is_wide.then_some(Doubt::Wide));
+    }
+
+    /// Whether the interval holds `label`.
+    pub fn covers(&self, label: f32) -> bool {
+        self.interval
+            .is_some_and(|[low, high]| (low..=high).contains(&label))
+    }
+
     /// Width of the interval, in the task's unit.
     pub fn width(&self) -> Option<f32> {
         self.interval.map(|[low, high]| high - low)

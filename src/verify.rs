@@ -2,6 +2,7 @@
 //! and if not, what is it that differs?
 
 mod diagnose;
+mod pattern;
 mod plans;
 #[cfg(test)]
 mod tests;
@@ -10,12 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bundle::{Bundle, GoldenCase};
-use crate::encode::{EncodeError, Engine, Session};
+use crate::encode::{EncodeError, Engine};
 use crate::estimate::Estimator;
 use crate::frame::{Frame, FrameError};
 use crate::pipeline::{Pipeline, Worker};
 use crate::preprocess::Plan;
 pub use diagnose::{Better, PlanDiagnosis, diagnose_plan, search};
+pub use pattern::pattern;
 pub use plans::Mismatch;
 use thiserror::Error;
 
@@ -144,18 +146,19 @@ pub fn check_engines(bundle: &Arc<Bundle>, engines: &[Engine]) -> Vec<EngineChec
         .collect()
 }
 
-/// The golden case of `frame`: what `session` and `estimator` make of it.
+/// The golden case of `frame`: what `encode` (from a tensor to an embedding)
+/// and `estimator` make of it.
 ///
 /// # Errors
-/// [`EncodeError`] when the engine fails.
-pub fn record(
+/// What `encode` says.
+pub fn record<E>(
     frame: Frame,
     plan: &Plan,
-    session: &mut dyn Session,
     estimator: &Estimator,
-) -> Result<GoldenCase, EncodeError> {
+    encode: impl FnOnce(&[f32]) -> Result<Vec<f32>, E>,
+) -> Result<GoldenCase, E> {
     let tensor = plan.tensor(&frame);
-    let embedding = session.encode(&tensor)?;
+    let embedding = encode(&tensor)?;
     let value = estimator.estimate(&embedding).value;
     Ok(GoldenCase {
         width: frame.width(),

@@ -15,6 +15,7 @@ mod flash;
 #[cfg(feature = "live")]
 mod detect;
 mod golden;
+mod import;
 #[cfg(feature = "live")]
 mod live;
 #[cfg(feature = "flash")]
@@ -25,5 +26,6 @@ mod reload;
 mod ssh;
 #[cfg(feature = "http")]
 mod page;
+mod prove;
 #[cfg(feature = "http")]
 mod serve;

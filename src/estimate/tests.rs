@@ -86,7 +86,7 @@ fn parts_that_do_not_fit_are_named() {
 
 mod conformal {
     use proptest::prelude::*;
-    use rand::{RngExt as _, SeedableRng as _, seq::SliceRandom as _};
+    use rand::{SeedableRng as _, seq::SliceRandom as _};
     use rand_chacha::ChaCha8Rng;
 
     use super::*;

@@ -338,7 +338,7 @@ mod tests {
         let width = (u64::from(frame.width()) * u64::from(to) / u64::from(shortest)) as u32;
         let height = (u64::from(frame.height()) * u64::from(to) / u64::from(shortest)) as u32;
         let rgb = fir::PixelType::U8x3;
-        let options = fir::ResizeOptions::new().resize_alg(Filter::Bicubic.algorithm());
+        let options = fir::ResizeOptions::new().resize_alg(Plan::clip(1).algorithm());
         let source =
             fir::images::ImageRef::new(frame.width(), frame.height(), frame.pixels(), rgb).unwrap();
         let mut wide = fir::images::Image::new(width, frame.height(), rgb);
@@ -467,5 +467,37 @@ mod tests {
             .map(|row| row[0])
             .collect();
         assert_eq!(rows, [7, 7, 200, 200, 200, 200, 7, 7]);
+    }
+
+    /// Half-pixel centres, two neighbours on each axis: what OpenCV and torch
+    /// call linear.
+    #[test]
+    fn without_antialias_only_neighbours_count() {
+        let (frame, size) = (noise(50, 40), 16);
+        let plan = Plan {
+            resize: Resize::Stretch,
+            filter: Filter::Bilinear,
+            antialias: false,
+            ..Plan::clip(size)
+        };
+        let level = |x: u32, y: u32| f32::from(frame.pixels()[((y * 50 + x) * 3) as usize]);
+        let between = |at: u32, length: u32| {
+            let place = (at as f32 + 0.5) * length as f32 / size as f32 - 0.5;
+            (
+                place as u32,
+                (place as u32 + 1).min(length - 1),
+                place.fract(),
+            )
+        };
+        let mut preprocessor = Preprocessor::default();
+        let fitted = preprocessor.fit(&plan, &frame);
+        for (y, x) in (0..size).flat_map(|y| (0..size).map(move |x| (y, x))) {
+            let (left, right, wx) = between(x, 50);
+            let (top, bottom, wy) = between(y, 40);
+            let row = |y: u32| level(left, y) * (1.0 - wx) + level(right, y) * wx;
+            let expected = row(top) * (1.0 - wy) + row(bottom) * wy;
+            let got = f32::from(fitted[((y * size + x) * 3) as usize]);
+            assert!((got - expected).abs() <= 1.5, "{x} {y}: {got} {expected}");
+        }
     }
 }

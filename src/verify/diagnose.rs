@@ -172,8 +172,9 @@ fn named(stated: &Plan, fitted: Plan) -> Plan {
     found.unwrap_or(fitted)
 }
 
-/// Looks for a plan under which pictures come out better: first the order of
-/// channels and the normalisation, then the way to the size.
+/// Looks for a plan under which pictures come out better: the colours (order of
+/// channels, normalisation) first and then the way to the size, and the other
+/// way round, as one may hide the other.
 ///
 /// `errors` gives, for each plan, the error of every picture. `None` where no
 /// plan is better by more than chance.
@@ -184,28 +185,47 @@ pub fn search<E>(
     stated: &Plan,
     mut errors: impl FnMut(&[Plan]) -> Result<Vec<Vec<f64>>, E>,
 ) -> Result<Option<Better>, E> {
-    let mut colours = vec![stated.clone()];
+    let mut before = 0.0;
+    let mut least: Option<(Plan, f64)> = None;
+    let variants: [fn(&Plan) -> Vec<Plan>; 2] = [colours, geometries];
+    for steps in [variants, [geometries, colours]] {
+        let (mut plan, mut after) = (stated.clone(), 0.0);
+        for (step, variants) in steps.into_iter().enumerate() {
+            let plans = variants(&plan);
+            let errors = errors(&plans)?;
+            let chosen = best(&errors);
+            if step == 0 {
+                before = mean(&errors[0]);
+            }
+            (plan, after) = (plans[chosen].clone(), mean(&errors[chosen]));
+        }
+        if least.as_ref().is_none_or(|(_, least)| after < *least) {
+            least = Some((plan, after));
+        }
+    }
+    let better = least.map(|(found, after)| Better {
+        mismatches: mismatches(stated, &found),
+        found,
+        before,
+        after,
+    });
+    Ok(better.filter(|better| !better.mismatches.is_empty()))
+}
+
+/// `plan` itself, then with both orders of channels and all known
+/// normalisations.
+fn colours(plan: &Plan) -> Vec<Plan> {
+    let mut plans = vec![plan.clone()];
     for channels in [Channels::Rgb, Channels::Bgr] {
         let turned = Plan {
             channels,
-            ..stated.clone()
+            ..plan.clone()
         };
-        colours.push(turned.clone());
-        colours.extend(normalisations(&turned).into_iter().map(|(_, plan)| plan));
+        let named = normalisations(&turned).into_iter().map(|(_, plan)| plan);
+        plans.extend(named);
+        plans.push(turned);
     }
-    let of_colours = errors(&colours)?;
-    let colour = best(&of_colours);
-    let shapes = geometries(&colours[colour]);
-    let of_shapes = errors(&shapes)?;
-    let shape = best(&of_shapes);
-    let (found, before, after) = (&shapes[shape], &of_colours[0], &of_shapes[shape]);
-    let mismatches = mismatches(stated, found);
-    Ok((!mismatches.is_empty()).then(|| Better {
-        found: found.clone(),
-        before: mean(before),
-        after: mean(after),
-        mismatches,
-    }))
+    plans
 }
 
 /// The plan with the least mean error, if it is less than that of the first

@@ -13,6 +13,8 @@ mod doctor;
 mod exit;
 #[cfg(feature = "flash")]
 mod flash;
+#[cfg(feature = "tract")]
+mod import;
 mod inputs;
 mod inspect;
 mod labels;
@@ -64,6 +66,8 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    #[cfg(feature = "tract")]
+    Import(import::Args),
     #[cfg(feature = "flash")]
     #[command(flatten)]
     Flash(flash::Command),
@@ -115,6 +119,8 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args, start),
+        #[cfg(feature = "tract")]
+        Command::Import(args) => import::run(&args),
         #[cfg(feature = "flash")]
         Command::Flash(command) => flash::run(&command),
     }

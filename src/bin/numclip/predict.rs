@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, available_parallelism};
@@ -28,6 +29,8 @@ use crate::table::{self, Layout};
 
 /// Results that a thread may be ahead of what is printed.
 const QUEUE: usize = 16;
+/// Groups in the table; all of them are in the JSON.
+const WORST_GROUPS: usize = 5;
 /// From this many pictures on a progress bar is of use.
 const WORTH_A_BAR: usize = 8;
 
@@ -42,7 +45,11 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 pub struct Args {
     /// Pictures (JPEG, PNG, WebP, BMP, TIFF), folders, patterns in quotes, or
     /// `-` for a list of paths on stdin.
-    #[arg(value_name = "PATH", required_unless_present = "csv")]
+    #[arg(
+        value_name = "PATH",
+        required_unless_present = "csv",
+        conflicts_with = "csv"
+    )]
     inputs: Vec<PathBuf>,
     /// Folder of the model bundle.
     #[arg(short, long, value_name = "DIR")]
@@ -59,15 +66,30 @@ pub struct Args {
     /// Write every picture, with its estimate drawn beside it, to this folder.
     #[arg(long, value_name = "DIR")]
     annotate: Option<PathBuf>,
+    /// Count only estimates that are not in doubt: `auto` doubts pictures that
+    /// are unfamiliar or uncertain beyond what the bundle has seen, a number
+    /// also intervals wider than that, in the task's unit.
+    #[arg(long, value_name = "WIDTH|auto")]
+    abstain: Option<Abstain>,
     #[command(flatten)]
     labels: LabelsArgs,
+}
+
+/// When an estimate is not an answer.
+#[derive(Clone, Copy)]
+enum Abstain {
+    /// Where the bundle is in doubt.
+    Auto,
+    /// And where the interval is wider than this.
+    Beyond(f32),
 }
 
 const EXAMPLES: &str = "Examples:
   numclip predict --model models/gauge photo.jpg
   numclip predict --model models/gauge photos/ '2026-*/**/*.png' --annotate out
   find . -name '*.jpg' | numclip predict --model models/gauge - --json
-  numclip predict --model models/gauge --csv labels.csv --where split=test";
+  numclip predict --model models/gauge --csv labels.csv --where split=test
+  numclip predict --model models/gauge photos/ --abstain 8 --json | jq 'select(.doubt == null)'";
 
 /// What was looked for and may be looked at.
 struct Job {
@@ -98,9 +120,32 @@ enum Fault {
 struct Tally {
     unreadable: usize,
     failed: usize,
+    /// Estimates that were no answers.
+    abstained: usize,
     estimates: Vec<Estimate>,
     labels: Vec<f32>,
+    groups: Vec<Option<String>>,
     stages: [Duration; 4],
+}
+
+impl Tally {
+    /// Pictures that gave an estimate.
+    fn done(&self) -> usize {
+        self.estimates.len() + self.abstained
+    }
+}
+
+impl FromStr for Abstain {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let width = text.parse().ok().filter(|width: &f32| *width >= 0.0);
+        let width = width.ok_or("expected `auto`, or a width in the task's unit")?;
+        Ok(Self::Beyond(width))
+    }
 }
 
 const STAGES: [&str; 4] = ["decode", "preprocess", "encode", "estimate"];
@@ -112,6 +157,7 @@ const STAGES: [&str; 4] = ["decode", "preprocess", "encode", "estimate"];
 pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
     let start = Instant::now();
     let bundle = Bundle::open(&args.model)?;
+    check_abstain(args.abstain, bundle.manifest())?;
     let jobs = jobs(args, &bundle)?;
     let pipeline = Pipeline::new(bundle, args.engine.0)?;
     if verbose {
@@ -121,6 +167,19 @@ pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
     let started = Instant::now();
     let tally = score_all(args, &pipeline, &jobs)?;
     conclude(args, &pipeline, &jobs, &tally, started.elapsed(), verbose)
+}
+
+/// Abstaining wants a bundle that has something to go by.
+fn check_abstain(abstain: Option<Abstain>, manifest: &Manifest) -> Result<(), UsageError> {
+    let interval = manifest.interval.as_ref();
+    let message = match abstain {
+        Some(Abstain::Beyond(_)) if interval.is_none() => "has no interval",
+        Some(Abstain::Auto) if interval.is_none_or(|interval| interval.usual.is_none()) => {
+            "does not know what is usual; name a width, or export it again"
+        }
+        _ => return Ok(()),
+    };
+    Err(UsageError(format!("--abstain: this bundle {message}")))
 }
 
 /// The first Ctrl-C lets the pictures at hand finish, the second does not.
@@ -232,8 +291,8 @@ fn score_all(args: &Args, pipeline: &Pipeline, jobs: &[Job]) -> Result<Tally> {
             let (sender, queue) = sync_channel(QUEUE);
             queues.push(queue);
             let share = jobs.iter().skip(first).step_by(threads);
-            let painter = &painter;
-            scope.spawn(move || score_share(worker, painter, share, &sender));
+            let (painter, abstain) = (&painter, args.abstain);
+            scope.spawn(move || score_share(worker, painter, abstain, share, &sender));
         }
         for (index, job) in jobs.iter().enumerate() {
             // A queue that ends early belongs to a batch that was interrupted.
@@ -257,25 +316,38 @@ fn threads(args: &Args, jobs: usize) -> usize {
 fn score_share<'a>(
     mut worker: Worker<'_>,
     painter: &Painter<'_>,
+    abstain: Option<Abstain>,
     jobs: impl Iterator<Item = &'a Job>,
     queue: &SyncSender<Outcome>,
 ) {
     for job in jobs {
         let stop = INTERRUPTED.load(Ordering::SeqCst);
-        if stop || queue.send(score(&mut worker, painter, job)).is_err() {
+        if stop
+            || queue
+                .send(score(&mut worker, painter, abstain, job))
+                .is_err()
+        {
             return;
         }
     }
 }
 
-fn score(worker: &mut Worker<'_>, painter: &Painter<'_>, job: &Job) -> Outcome {
+fn score(
+    worker: &mut Worker<'_>,
+    painter: &Painter<'_>,
+    abstain: Option<Abstain>,
+    job: &Job,
+) -> Outcome {
     let input = job.input.as_ref();
     let input = input.map_err(|error| Fault::Input(error.clone()))?;
     let start = Instant::now();
     let frame = decode::open(&input.path).map_err(|error| Fault::Input(error.to_string()))?;
     let decode = start.elapsed();
     let failed = |error| Fault::Work(format!("{}: {error}", job.source));
-    let timed = worker.estimate(&frame).map_err(failed)?;
+    let mut timed = worker.estimate(&frame).map_err(failed)?;
+    if let Some(Abstain::Beyond(width)) = abstain {
+        timed.estimate.doubt_beyond(width);
+    }
     if let Some(place) = &job.annotated {
         let picture = painter.paint(&frame, &timed.estimate, input.label);
         let failed = |error| Fault::Work(format!("{}: {error}", place.display()));
@@ -293,6 +365,7 @@ struct Printer<'a> {
     bundle: &'a Bundle,
     layout: Layout,
     json: bool,
+    abstains: bool,
     bar: ProgressBar,
     tally: Tally,
 }
@@ -304,6 +377,7 @@ impl<'a> Printer<'a> {
             bundle,
             layout: Layout::new(bundle.manifest(), sources),
             json: args.json,
+            abstains: args.abstain.is_some(),
             bar: progress_bar(jobs.len()),
             tally: Tally::default(),
         }
@@ -367,8 +441,13 @@ impl<'a> Printer<'a> {
         for (sum, stage) in self.tally.stages.iter_mut().zip(stages) {
             *sum += stage;
         }
-        if let Some(label) = job.label() {
-            self.tally.labels.push(label);
+        if self.abstains && timed.estimate.doubt.is_some() {
+            self.tally.abstained += 1;
+            return;
+        }
+        if let Ok(input) = &job.input {
+            self.tally.labels.extend(input.label);
+            self.tally.groups.push(input.group.clone());
         }
         self.tally.estimates.push(seen.timed.estimate);
     }
@@ -416,10 +495,10 @@ fn conclude(
     took: Duration,
     verbose: bool,
 ) -> Result<Exit> {
-    let (done, missed) = (tally.estimates.len(), tally.unreadable + tally.failed);
+    let (done, missed) = (tally.done(), tally.unreadable + tally.failed);
     let manifest = pipeline.bundle().manifest();
     if let Some(metrics) = measured(manifest, tally) {
-        print_metrics(args, manifest, &metrics, missed)?;
+        print_metrics(args, manifest, &metrics, tally)?;
     }
     if verbose || jobs.len() > 1 {
         summarise(tally, took, verbose);
@@ -460,19 +539,39 @@ fn measured(manifest: &Manifest, tally: &Tally) -> Option<Metrics> {
     )
 }
 
-fn print_metrics(args: &Args, manifest: &Manifest, metrics: &Metrics, missed: usize) -> Result<()> {
+/// The measures over all pictures, then by range and, where there are groups,
+/// by the groups that fared worst.
+fn print_metrics(args: &Args, manifest: &Manifest, metrics: &Metrics, tally: &Tally) -> Result<()> {
+    let (estimates, labels) = (&tally.estimates, &tally.labels);
+    let by_range = metrics::by_range(estimates, labels, manifest.task.range);
+    let by_group = metrics::by_group(estimates, labels, &tally.groups);
     let text = match args.json {
         true => format!(
             "{}\n",
-            serde_json::json!({"metrics": metrics, "failed": missed})
+            serde_json::json!({
+                "metrics": metrics,
+                "failed": tally.unreadable + tally.failed,
+                "abstained": tally.abstained,
+                "by_range": by_range,
+                "by_group": by_group,
+            })
         ),
-        false => format!("\n{}", table::metrics(&manifest.task, metrics)),
+        false => {
+            let task = &manifest.task;
+            let mut text = format!("\n{}", table::metrics(task, metrics));
+            text += &format!("\n{}", table::parts(task, "labels", &by_range));
+            if !by_group.is_empty() {
+                let worst = &by_group[..by_group.len().min(WORST_GROUPS)];
+                text += &format!("\n{}", table::parts(task, "worst groups", worst));
+            }
+            text
+        }
     };
     Ok(anstream::stdout().lock().write_all(text.as_bytes())?)
 }
 
 fn summarise(tally: &Tally, took: Duration, verbose: bool) {
-    let (done, missed) = (tally.estimates.len(), tally.unreadable + tally.failed);
+    let (done, missed) = (tally.done(), tally.unreadable + tally.failed);
     let rate = (done + missed) as f64 / took.as_secs_f64().max(1e-9);
     let mut summary = format!(
         "{done} pictures in {:.1} s ({rate:.1}/s)",
@@ -480,6 +579,9 @@ fn summarise(tally: &Tally, took: Duration, verbose: bool) {
     );
     if missed > 0 {
         summary += &format!(", {missed} failed");
+    }
+    if tally.abstained > 0 {
+        summary += &format!(", {} in doubt and not counted", tally.abstained);
     }
     if verbose && done > 0 {
         for (name, sum) in STAGES.iter().zip(tally.stages) {
