@@ -1,4 +1,5 @@
-//! A bundle of somebody else's encoder.
+//! A bundle of somebody else's encoder, or one measured on pictures of one's
+//! own.
 //!
 //! ```text
 //! ONNX + task file + bin embeddings → what fits together → golden vectors → bundle
@@ -27,7 +28,7 @@ use crate::bundle::{
     GoldenCase, Manifest, ModelSection, Provenance, Report, SCHEMA,
 };
 use crate::encode::{EncodeError, Engine};
-use crate::estimate::{Estimate, Labelled, calibrate};
+use crate::estimate::{Calibration, Estimate, Labelled, calibrate};
 use crate::frame::FrameError;
 use crate::metrics;
 use crate::pipeline::Pipeline;
@@ -56,8 +57,8 @@ pub struct Draft {
     coverage: f32,
     notes: Vec<String>,
     bundle: Arc<Bundle>,
-    /// Holds the bundle's files.
-    _folder: TempDir,
+    /// Holds the bundle's files, if it has no place of its own.
+    _folder: Option<TempDir>,
 }
 
 /// A labelled picture as the encoder sees it.
@@ -122,8 +123,41 @@ const PATTERNS: u32 = 3;
 /// Longest side of a pattern, as a multiple of the encoder's input.
 const OVERSIZE: f32 = 1.5;
 const ENCODER: &str = "encoder.onnx";
+/// Share of labels within the interval, unless another is asked for.
+const COVERAGE: f32 = 0.9;
+/// Name of the measured half of labelled pictures in the report.
+const SPLIT: &str = "labels";
 
 impl Draft {
+    /// The bundle in `directory`, to be measured again and written anew.
+    ///
+    /// # Errors
+    /// [`ImportError::Bundle`] when it cannot be used.
+    pub fn of_bundle(directory: &Path, coverage: Option<f32>) -> Result<Self, ImportError> {
+        let bundle = Arc::new(Bundle::open(directory)?);
+        let manifest = bundle.manifest().clone();
+        let encoders = manifest.encoder.iter();
+        let encoders: Result<_, BundleError> = encoders
+            .map(|encoder| Ok((encoder.path.clone(), bundle.read_encoder(encoder)?)))
+            .collect();
+        let known = manifest.report.first();
+        let known = known.map(|report| report.metrics.cumulative_score.iter().map(|s| s.k));
+        let stated = manifest.interval.as_ref().map(|interval| interval.coverage);
+        Ok(Self {
+            contents: Contents {
+                encoders: encoders?,
+                embeddings: bundle.estimator().bins().embeddings().to_vec(),
+                golden: bundle.golden().clone(),
+            },
+            thresholds: known.map_or_else(|| thresholds(manifest.task.range), Iterator::collect),
+            coverage: coverage.or(stated).unwrap_or(COVERAGE),
+            notes: Vec::new(),
+            manifest,
+            bundle,
+            _folder: None,
+        })
+    }
+
     /// Reads the sources, holds them against each other, and makes golden
     /// vectors by the first engine that runs the network, the general one
     /// before the others.
@@ -153,13 +187,18 @@ impl Draft {
             coverage: task.coverage(),
             notes: network.notes,
             bundle,
-            _folder: folder,
+            _folder: Some(folder),
         })
     }
 
     /// The bundle as it is so far.
     pub fn bundle(&self) -> &Arc<Bundle> {
         &self.bundle
+    }
+
+    /// The interval so far.
+    pub fn interval(&self) -> Option<&Calibration> {
+        self.manifest.interval.as_ref()
     }
 
     /// What was done to the network, for a person to read.
@@ -188,12 +227,13 @@ impl Draft {
         let bins = &self.manifest.bins.bin;
         let metrics = metrics::measure(bins, &estimates, &labels, &self.thresholds)?;
         self.manifest.interval = calibration;
-        self.manifest.report = vec![Report {
-            split: "labels".into(),
+        self.manifest.report.retain(|report| report.split != SPLIT);
+        self.manifest.report.push(Report {
+            split: SPLIT.into(),
             precision: self.manifest.encoder[0].precision,
             metrics,
-        }];
-        self.manifest.report.first()
+        });
+        self.manifest.report.last()
     }
 
     /// Writes the bundle; the engine that would serve it must give the golden
@@ -234,6 +274,13 @@ impl ImportError {
     fn of_bins(path: &Path, error: &BinsError) -> Self {
         Self::file(path, error)
     }
+}
+
+/// Errors counted as right where nobody says: 1, 2, 5 and 10 % of the range.
+fn thresholds([low, high]: [f32; 2]) -> Vec<f32> {
+    [0.01, 0.02, 0.05, 0.1]
+        .map(|share| share * (high - low))
+        .to_vec()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ImportError> {

@@ -321,7 +321,7 @@ fn a_whole_bundle_is_verified_and_described() {
         (&true.into(), 3)
     );
     let engines = report["engines"].as_array().unwrap();
-    let ran_by = |engine: &&serde_json::Value| engine["passed"] == true;
+    let ran_by = |engine: &&Value| engine["passed"] == true;
     let golden = &engines.iter().find(ran_by).unwrap()["golden"][1];
     let apart = golden["value"].as_f64().unwrap() - golden["expected"].as_f64().unwrap();
     assert!(

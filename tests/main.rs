@@ -15,6 +15,7 @@ mod flash;
 #[cfg(feature = "live")]
 mod detect;
 mod golden;
+#[cfg(feature = "int8")]
 mod import;
 #[cfg(feature = "live")]
 mod live;
@@ -26,6 +27,7 @@ mod reload;
 mod ssh;
 #[cfg(feature = "http")]
 mod page;
+#[cfg(all(feature = "int8", feature = "synth"))]
 mod prove;
 #[cfg(feature = "http")]
 mod serve;

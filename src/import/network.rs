@@ -235,7 +235,12 @@ fn layout(file: &str, input: &ValueInfoProto) -> Result<(Layout, Option<u32>), I
         _ => true,
     };
     match is_square {
-        true => Ok((layout, sides[0].or(sides[1]).and_then(|side| u32::try_from(side).ok()))),
+        true => Ok((
+            layout,
+            sides[0]
+                .or(sides[1])
+                .and_then(|side| u32::try_from(side).ok()),
+        )),
         false => Err(ImportError::mismatch(file, place(), expected, shape())),
     }
 }

@@ -86,7 +86,7 @@ impl Default for Head {
 impl Default for Export {
     fn default() -> Self {
         Self {
-            coverage: 0.9,
+            coverage: super::COVERAGE,
             licence: String::new(),
         }
     }
@@ -158,11 +158,8 @@ impl TaskFile {
 
     /// Errors counted as right: those of the file, or 1, 2, 5 and 10 % of the range.
     pub fn thresholds(&self) -> Vec<f32> {
-        let [low, high] = self.task.range;
         match self.task.thresholds.is_empty() {
-            true => [0.01, 0.02, 0.05, 0.1]
-                .map(|share| share * (high - low))
-                .to_vec(),
+            true => super::thresholds(self.task.range),
             false => self.task.thresholds.clone(),
         }
     }

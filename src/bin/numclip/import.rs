@@ -130,7 +130,7 @@ fn described(args: &Args, bundle: &Bundle, notes: &[String], report: Option<&Rep
 }
 
 /// Embeddings of the pictures that can be read, in order; the others are named.
-fn look(pipeline: &Pipeline, inputs: &[Input]) -> Result<Vec<Seen>> {
+pub fn look(pipeline: &Pipeline, inputs: &[Input]) -> Result<Vec<Seen>> {
     let chunk = inputs.len().div_ceil(rayon::current_num_threads()).max(1);
     let parts: Vec<Vec<Seen>> = inputs
         .par_chunks(chunk)

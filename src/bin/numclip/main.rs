@@ -3,6 +3,8 @@
 
 mod annotate;
 mod bench;
+#[cfg(feature = "tract")]
+mod calibrate;
 #[cfg(feature = "live")]
 mod cameras;
 mod canvas;
@@ -68,6 +70,8 @@ enum Command {
     Bench(bench::Args),
     #[cfg(feature = "tract")]
     Import(import::Args),
+    #[cfg(feature = "tract")]
+    Calibrate(calibrate::Args),
     #[cfg(feature = "flash")]
     #[command(flatten)]
     Flash(flash::Command),
@@ -121,6 +125,8 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Bench(args) => bench::run(&args, start),
         #[cfg(feature = "tract")]
         Command::Import(args) => import::run(&args),
+        #[cfg(feature = "tract")]
+        Command::Calibrate(args) => calibrate::run(&args),
         #[cfg(feature = "flash")]
         Command::Flash(command) => flash::run(&command),
     }
