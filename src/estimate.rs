@@ -73,6 +73,7 @@ pub struct Scratch {
     logits: Vec<f32>,
     hidden: Vec<f32>,
     matched: Vec<f32>,
+    probabilities: Vec<f32>,
 }
 
 /// Parts that do not make an estimator.
@@ -156,6 +157,7 @@ impl Estimator {
         let Scratch {
             logits,
             hidden,
+            probabilities,
             matched: place,
         } = scratch;
         place.clear();
@@ -163,7 +165,7 @@ impl Estimator {
         logits.clear();
         let cosines = &place[..place.len() - 1];
         logits.extend(cosines.iter().map(|cosine| cosine * self.logit_scale));
-        let mut estimate = self.conclude(logits, hidden);
+        let mut estimate = self.conclude(logits, hidden, std::mem::take(probabilities));
         let usual = self.calibration.as_ref().and_then(|c| c.usual.as_ref());
         estimate.doubt = usual
             .zip(estimate.interval)
@@ -174,11 +176,17 @@ impl Estimator {
     /// The estimate for `logits`, one for every bin: cosine times logit scale.
     /// It is never in doubt: logits do not tell an embedding's norm.
     pub fn estimate_logits(&self, logits: &[f32]) -> Estimate {
-        self.conclude(logits, &mut Vec::new())
+        self.conclude(logits, &mut Vec::new(), Vec::new())
     }
 
-    fn conclude(&self, logits: &[f32], hidden: &mut Vec<f32>) -> Estimate {
-        let probabilities = softmax(logits);
+    /// The estimate, with its distribution in `probabilities`.
+    fn conclude(
+        &self,
+        logits: &[f32],
+        hidden: &mut Vec<f32>,
+        mut probabilities: Vec<f32>,
+    ) -> Estimate {
+        softmax_to(&mut probabilities, logits);
         let [low, high] = self.range;
         let value = self
             .regressor
@@ -215,6 +223,13 @@ impl Estimate {
     /// Width of the interval, in the task's unit.
     pub fn width(&self) -> Option<f32> {
         self.interval.map(|[low, high]| high - low)
+    }
+}
+
+impl Scratch {
+    /// Takes the memory of an estimate that is done with, for the next.
+    pub fn recycle(&mut self, estimate: Estimate) {
+        self.probabilities = estimate.probabilities;
     }
 }
 
@@ -283,11 +298,17 @@ impl Regressor {
 
 /// Softmax of `logits`, safe for any finite values.
 pub fn softmax(logits: &[f32]) -> Vec<f32> {
+    let mut powers = Vec::new();
+    softmax_to(&mut powers, logits);
+    powers
+}
+
+fn softmax_to(powers: &mut Vec<f32>, logits: &[f32]) {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut powers: Vec<f32> = logits.iter().map(|logit| (logit - highest).exp()).collect();
+    powers.clear();
+    powers.extend(logits.iter().map(|logit| (logit - highest).exp()));
     let sum: f32 = powers.iter().sum();
     powers.iter_mut().for_each(|power| *power /= sum);
-    powers
 }
 
 fn argmax(values: &[f32]) -> usize {
