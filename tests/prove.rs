@@ -57,6 +57,13 @@ fn write(place: &Path, bundle: &Bundle, manifest: Manifest, golden: Golden) {
     .unwrap();
 }
 
+/// 0..255 where the gauge's encoder learned from -1..1. (It hardly cares for the
+/// order of channels.)
+fn feed_raw_pixels(manifest: &mut Manifest) {
+    manifest.preprocess.mean = [0.0; 3];
+    manifest.preprocess.std = [1.0 / 255.0; 3];
+}
+
 /// Renders with their labels.
 fn labelled(place: &Path, count: u64) {
     let mut table = String::from("path,label,group\n");
@@ -91,9 +98,9 @@ fn a_damaged_plan_is_named_by_the_golden_vectors() {
         ),
         (|m| m.preprocess.std = [1.0; 3], "normalisation", steps),
         (
-            |m| m.preprocess.resize = Resize::ShorterSide { to: None },
+            |m| m.preprocess.resize = Resize::ShorterSide { to: Some(150) },
             "resize",
-            "stretched",
+            "shorter side to the size, centre crop",
         ),
         (
             |m| m.preprocess.filter = Filter::Bilinear,
@@ -124,8 +131,7 @@ fn a_plan_that_the_embeddings_contradict_is_named() {
     let place = edited(|_| ());
     let bundle = Bundle::open(&place.path().join("model")).unwrap();
     let (mut manifest, mut golden) = (bundle.manifest().clone(), bundle.golden().clone());
-    manifest.preprocess.mean = [0.0; 3];
-    manifest.preprocess.std = [1.0; 3];
+    feed_raw_pixels(&mut manifest);
     for case in &mut golden.cases {
         case.tensor = manifest.preprocess.tensor(&case.frame().unwrap());
     }
@@ -153,7 +159,7 @@ fn a_plan_that_the_embeddings_contradict_is_named() {
 /// prepared in another way: labelled pictures tell.
 #[test]
 fn a_plan_that_the_encoder_was_not_trained_with_is_named() {
-    let place = edited(|m| m.preprocess.channels = numclip::preprocess::Channels::Bgr);
+    let place = edited(feed_raw_pixels);
     let bundle = Bundle::open(&place.path().join("model")).unwrap();
     let pipeline = Pipeline::new(bundle.clone(), Some(Engine::Int8)).unwrap();
     let mut worker = pipeline.worker().unwrap();
@@ -172,9 +178,13 @@ fn a_plan_that_the_encoder_was_not_trained_with_is_named() {
     let tried = &lines[0]["diagnosis"]["labels"];
     assert_eq!((code, &tried["pictures"]), (1, &32.into()), "{stderr}");
     let found = mismatches(&tried["better"]);
-    assert_eq!(
-        found,
-        [("channels".to_owned(), "RGB".to_owned())],
+    assert!(
+        found.iter().any(|(field, _)| field == "normalisation"),
+        "{tried}"
+    );
+    let error = |value: &Value| value.as_f64().unwrap();
+    assert!(
+        error(&tried["better"]["after"]) < 0.5 * error(&tried["mae"]),
         "{tried}"
     );
 }

@@ -81,7 +81,10 @@ pub fn calibrate(
         let [low, high] = calibration.interval(s.value, s.spread, estimator.range);
         high - low
     };
-    calibration.usual = usual(&choosing, &fixing, width);
+    calibration.usual = usual(&choosing, &fixing, width).or_else(|| {
+        let all: Vec<&Scored> = scored.iter().collect();
+        usual(&all, &all, width)
+    });
     Some(calibration)
 }
 
@@ -180,11 +183,12 @@ fn weighted_quantile(mut scores: Vec<(f32, f64)>, groups: usize, share: f32) -> 
 }
 
 /// What is usual: the mean match and its covariance from `choosing`, the
-/// limits from `fixing`; `width` is that of a picture's interval.
+/// limits from `fixing`; `width` is that of a picture's interval. None where
+/// there are too few of either.
 fn usual(
     choosing: &[&Scored],
     fixing: &[&Scored],
-    width: impl Fn(&Scored) -> f32,
+    width: impl Fn(&Scored) -> f32 + Copy,
 ) -> Option<Usual> {
     let matches: Vec<&[f32]> = choosing.iter().map(|s| &s.matched[..]).collect();
     let numbers = matches.first()?.len();

@@ -1,11 +1,13 @@
 //! `numclip predict`: pictures in, estimates out.
 
+mod abstain;
+mod tally;
+
 use std::collections::HashSet;
 use std::fs;
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, available_parallelism};
@@ -13,10 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use numclip::bundle::{Bundle, Manifest};
+use numclip::bundle::Bundle;
 use numclip::decode;
-use numclip::estimate::Estimate;
-use numclip::metrics::{self, Metrics};
 use numclip::pipeline::{Pipeline, Timed, Worker};
 use numclip::record::{Failure, Record};
 
@@ -25,12 +25,12 @@ use crate::annotate::{self, Painter};
 use crate::exit::{Exit, UsageError};
 use crate::inputs::{self, Input, InputError};
 use crate::labels::LabelsArgs;
-use crate::table::{self, Layout};
+use crate::table::Layout;
+use abstain::Abstain;
+use tally::{Tally, measured, print_metrics, summarise};
 
 /// Results that a thread may be ahead of what is printed.
 const QUEUE: usize = 16;
-/// Groups in the table; all of them are in the JSON.
-const WORST_GROUPS: usize = 5;
 /// From this many pictures on a progress bar is of use.
 const WORTH_A_BAR: usize = 8;
 
@@ -75,15 +75,6 @@ pub struct Args {
     labels: LabelsArgs,
 }
 
-/// When an estimate is not an answer.
-#[derive(Clone, Copy)]
-enum Abstain {
-    /// Where the bundle is in doubt.
-    Auto,
-    /// And where the interval is wider than this.
-    Beyond(f32),
-}
-
 const EXAMPLES: &str = "Examples:
   numclip predict --model models/gauge photo.jpg
   numclip predict --model models/gauge photos/ '2026-*/**/*.png' --annotate out
@@ -115,41 +106,6 @@ enum Fault {
     Work(String),
 }
 
-/// Numbers of a batch.
-#[derive(Default)]
-struct Tally {
-    unreadable: usize,
-    failed: usize,
-    /// Estimates that were no answers.
-    abstained: usize,
-    estimates: Vec<Estimate>,
-    labels: Vec<f32>,
-    groups: Vec<Option<String>>,
-    stages: [Duration; 4],
-}
-
-impl Tally {
-    /// Pictures that gave an estimate.
-    fn done(&self) -> usize {
-        self.estimates.len() + self.abstained
-    }
-}
-
-impl FromStr for Abstain {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "auto" {
-            return Ok(Self::Auto);
-        }
-        let width = text.parse().ok().filter(|width: &f32| *width >= 0.0);
-        let width = width.ok_or("expected `auto`, or a width in the task's unit")?;
-        Ok(Self::Beyond(width))
-    }
-}
-
-const STAGES: [&str; 4] = ["decode", "preprocess", "encode", "estimate"];
-
 /// Runs the command.
 ///
 /// # Errors
@@ -157,7 +113,7 @@ const STAGES: [&str; 4] = ["decode", "preprocess", "encode", "estimate"];
 pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
     let start = Instant::now();
     let bundle = Bundle::open(&args.model)?;
-    check_abstain(args.abstain, bundle.manifest())?;
+    abstain::check(args.abstain, bundle.manifest())?;
     let jobs = jobs(args, &bundle)?;
     let pipeline = Pipeline::new(bundle, args.engine.0)?;
     if verbose {
@@ -167,19 +123,6 @@ pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
     let started = Instant::now();
     let tally = score_all(args, &pipeline, &jobs)?;
     conclude(args, &pipeline, &jobs, &tally, started.elapsed(), verbose)
-}
-
-/// Abstaining wants a bundle that has something to go by.
-fn check_abstain(abstain: Option<Abstain>, manifest: &Manifest) -> Result<(), UsageError> {
-    let interval = manifest.interval.as_ref();
-    let message = match abstain {
-        Some(Abstain::Beyond(_)) if interval.is_none() => "has no interval",
-        Some(Abstain::Auto) if interval.is_none_or(|interval| interval.usual.is_none()) => {
-            "does not know what is usual; name a width, or export it again"
-        }
-        _ => return Ok(()),
-    };
-    Err(UsageError(format!("--abstain: this bundle {message}")))
 }
 
 /// The first Ctrl-C lets the pictures at hand finish, the second does not.
@@ -498,7 +441,7 @@ fn conclude(
     let (done, missed) = (tally.done(), tally.unreadable + tally.failed);
     let manifest = pipeline.bundle().manifest();
     if let Some(metrics) = measured(manifest, tally) {
-        print_metrics(args, manifest, &metrics, tally)?;
+        print_metrics(args.json, manifest, &metrics, tally)?;
     }
     if verbose || jobs.len() > 1 {
         summarise(tally, took, verbose);
@@ -516,77 +459,4 @@ fn conclude(
         _ if tally.unreadable == jobs.len() => Exit::Input,
         _ => Exit::Failed,
     })
-}
-
-/// The measures, where there are labels; thresholds of the cumulative score
-/// are those of the bundle's own report.
-fn measured(manifest: &Manifest, tally: &Tally) -> Option<Metrics> {
-    let [low, high] = manifest.task.range;
-    let thresholds = match manifest.report.first() {
-        Some(report) => report
-            .metrics
-            .cumulative_score
-            .iter()
-            .map(|score| score.k)
-            .collect(),
-        None => vec![0.05 * (high - low), 0.1 * (high - low)],
-    };
-    metrics::measure(
-        &manifest.bins.bin,
-        &tally.estimates,
-        &tally.labels,
-        &thresholds,
-    )
-}
-
-/// The measures over all pictures, then by range and, where there are groups,
-/// by the groups that fared worst.
-fn print_metrics(args: &Args, manifest: &Manifest, metrics: &Metrics, tally: &Tally) -> Result<()> {
-    let (estimates, labels) = (&tally.estimates, &tally.labels);
-    let by_range = metrics::by_range(estimates, labels, manifest.task.range);
-    let by_group = metrics::by_group(estimates, labels, &tally.groups);
-    let text = match args.json {
-        true => format!(
-            "{}\n",
-            serde_json::json!({
-                "metrics": metrics,
-                "failed": tally.unreadable + tally.failed,
-                "abstained": tally.abstained,
-                "by_range": by_range,
-                "by_group": by_group,
-            })
-        ),
-        false => {
-            let task = &manifest.task;
-            let mut text = format!("\n{}", table::metrics(task, metrics));
-            text += &format!("\n{}", table::parts(task, "labels", &by_range));
-            if !by_group.is_empty() {
-                let worst = &by_group[..by_group.len().min(WORST_GROUPS)];
-                text += &format!("\n{}", table::parts(task, "worst groups", worst));
-            }
-            text
-        }
-    };
-    Ok(anstream::stdout().lock().write_all(text.as_bytes())?)
-}
-
-fn summarise(tally: &Tally, took: Duration, verbose: bool) {
-    let (done, missed) = (tally.done(), tally.unreadable + tally.failed);
-    let rate = (done + missed) as f64 / took.as_secs_f64().max(1e-9);
-    let mut summary = format!(
-        "{done} pictures in {:.1} s ({rate:.1}/s)",
-        took.as_secs_f64()
-    );
-    if missed > 0 {
-        summary += &format!(", {missed} failed");
-    }
-    if tally.abstained > 0 {
-        summary += &format!(", {} in doubt and not counted", tally.abstained);
-    }
-    if verbose && done > 0 {
-        for (name, sum) in STAGES.iter().zip(tally.stages) {
-            summary += &format!(", {name} {:.2} ms", 1e3 * sum.as_secs_f64() / done as f64);
-        }
-    }
-    anstream::eprintln!("{summary}");
 }

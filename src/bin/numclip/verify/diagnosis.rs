@@ -259,7 +259,8 @@ fn found_text(mismatches: &[Mismatch], found: &Plan) -> Result<String> {
     if !mismatches.is_empty() {
         let section = toml::to_string(&Section { preprocess: found })?;
         text += "  what should stand in the task file or bundle.toml:\n";
-        text.extend(section.lines().map(|line| format!("    {line}\n")));
+        let lines = section.lines().filter(|line| !line.is_empty());
+        text.extend(lines.map(|line| format!("    {line}\n")));
     }
     Ok(text)
 }
