@@ -228,6 +228,10 @@ impl Draft {
         let metrics = metrics::measure(bins, &estimates, &labels, &self.thresholds)?;
         self.manifest.interval = calibration;
         self.manifest.report.retain(|report| report.split != SPLIT);
+        for report in &mut self.manifest.report {
+            // Measured with the interval that was.
+            report.metrics.interval_coverage = None;
+        }
         self.manifest.report.push(Report {
             split: SPLIT.into(),
             precision: self.manifest.encoder[0].precision,
