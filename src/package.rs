@@ -27,6 +27,8 @@ use crate::bundle::BundleError;
 pub use index::{Entry, Header, Index, MAX_FILE, MAX_FILES, MAX_INDEX};
 pub use read::{Package, unpack};
 pub(crate) use write::packed;
+#[cfg(feature = "fleet")]
+pub(crate) use write::{settle, stage};
 pub use write::{pack, write};
 
 /// Why a package cannot be used.
@@ -76,7 +78,7 @@ pub enum PackageError {
 }
 
 impl PackageError {
-    fn io(path: &Path, error: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, error: io::Error) -> Self {
         Self::Io {
             path: path.display().to_string(),
             error,

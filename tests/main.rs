@@ -21,6 +21,8 @@ mod live;
 mod package;
 #[cfg(feature = "live")]
 mod reload;
+#[cfg(feature = "fleet")]
+mod registry;
 #[cfg(feature = "flash")]
 mod ssh;
 #[cfg(feature = "http")]
