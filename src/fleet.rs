@@ -8,6 +8,10 @@
 //!                                  ↑ ↓
 //!                   plan ────→ roll-out
 //! ```
+//!
+//! What a device decides and what a roll-out decides are plain functions:
+//! [`simulate`](simulate()) runs the same on thousands of devices that do not
+//! exist.
 
 mod web;
 pub mod registry;
@@ -15,7 +19,13 @@ pub mod message;
 mod policy;
 mod origin;
 mod agent;
+pub mod plan;
+pub mod rollout;
+mod simulate;
+mod tower;
 
 pub use agent::{Agent, AgentError, AgentSettings};
 pub use origin::{Found, ORDER_FILE, OriginError, Place};
+pub use simulate::{Summary, World, simulate};
+pub use tower::{Hearing, Tower};
 pub use web::Transport;

@@ -27,9 +27,9 @@ use crate::bundle::BundleError;
 pub use index::{Entry, Header, Index, MAX_FILE, MAX_FILES, MAX_INDEX};
 pub use read::{Package, unpack};
 pub(crate) use write::packed;
+pub use write::{pack, write};
 #[cfg(feature = "fleet")]
 pub(crate) use write::{settle, stage};
-pub use write::{pack, write};
 
 /// Why a package cannot be used.
 #[derive(Debug, Error)]

@@ -18,6 +18,7 @@ use crate::reload::until;
 const HTPASSWD: &str = "me:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
 
 pub struct Store {
+    program: PathBuf,
     folder: PathBuf,
     pub port: u16,
     child: Option<Child>,
@@ -47,15 +48,28 @@ impl Store {
             if locked { &*lock } else { "" },
         );
         fs::write(folder.join("config.yml"), settings).unwrap();
-        let child = Process::new(program)
+        let mut store = Self {
+            program: program.into(),
+            folder,
+            port,
+            child: None,
+        };
+        store.restart();
+        Some(store)
+    }
+
+    pub fn restart(&mut self) {
+        let child = Process::new(&self.program)
             .arg("serve")
-            .arg(folder.join("config.yml"))
+            .arg(self.folder.join("config.yml"))
             .stdout(Stdio::null())
-            .stderr(fs::File::create(folder.join("log")).unwrap())
+            .stderr(fs::File::create(self.folder.join("log")).unwrap())
             .spawn();
-        let child = Some(child.unwrap());
-        until("the registry", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        Some(Self { folder, port, child })
+        self.child = Some(child.unwrap());
+        let port = self.port;
+        until("the registry", || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
     }
 
     pub fn stop(&mut self) {
@@ -100,13 +114,8 @@ fn access(login: Option<Login>) -> Access {
 
 pub fn push(package: &Package, reference: &str) -> String {
     let registry = Registry::new(&reference.parse().unwrap(), &access(None)).unwrap();
-    let text = fs::read_to_string(package.path().with_extension("0.minisig"));
-    let text = text.or_else(|_| {
-        let mut name = package.path().as_os_str().to_owned();
-        name.push(".minisig");
-        fs::read_to_string(name)
-    });
-    let signature = text.unwrap().parse().unwrap();
+    let beside = format!("{}.minisig", package.path().display());
+    let signature = fs::read_to_string(beside).unwrap().parse().unwrap();
     let digest = registry.push(package, Some(&signature), &mut |_| ());
     digest.unwrap().to_string()
 }
@@ -120,7 +129,13 @@ fn fetch(registry: &Registry, path: &Path) -> Result<Pick, RegistryError> {
 
 fn numclip(arguments: &[&str]) -> (i32, Vec<serde_json::Value>, String) {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("numclip"));
-    outcome(command.args(arguments).env("HOME", "/nowhere").output().unwrap())
+    outcome(
+        command
+            .args(arguments)
+            .env("HOME", "/nowhere")
+            .output()
+            .unwrap(),
+    )
 }
 
 #[test]
@@ -192,7 +207,13 @@ fn what_was_altered_in_the_registry_is_refused_and_leaves_nothing() {
     let pin = push(&package, &store.named("tiny:1"));
     let header = package.header();
     let mut parts = vec![header.sha256(), pin["sha256:".len()..].to_owned()];
-    parts.extend(header.index().files.iter().map(|file| file.packed_sha256.clone()));
+    parts.extend(
+        header
+            .index()
+            .files
+            .iter()
+            .map(|file| file.packed_sha256.clone()),
+    );
     let out = shop.at("out");
     for sha256 in parts {
         let path = store.blob(&sha256);
@@ -206,7 +227,9 @@ fn what_was_altered_in_the_registry_is_refused_and_leaves_nothing() {
         assert!(fetch(&store.open(&format!("tiny@{pin}")), &out).is_err());
         fs::write(&path, whole).unwrap();
     }
-    let left = fs::read_dir(shop.at("")).unwrap().map(|entry| entry.unwrap().path());
+    let left = fs::read_dir(shop.at(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
     let left: Vec<_> = left.filter(|path| path.is_file()).collect();
     let expected = [shop.at("tiny-1.0.0"), shop.at("tiny-1.0.0.minisig")];
     assert_eq!(left.len(), expected.len(), "{left:?}");
@@ -229,12 +252,18 @@ fn doors_stay_shut_without_the_right_password() {
     };
     let wrong = Registry::new(&reference, &login("wrong")).unwrap();
     let error = wrong.push(&package, Some(&signature), &mut |_| ());
-    assert!(matches!(error, Err(RegistryError::Denied { .. })), "{error:?}");
+    assert!(
+        matches!(error, Err(RegistryError::Denied { .. })),
+        "{error:?}"
+    );
     let right = Registry::new(&reference, &login("secret")).unwrap();
     right.push(&package, Some(&signature), &mut |_| ()).unwrap();
     // The same from docker's file, and from the environment.
     let config = shop.at("config.json");
-    let auths = format!(r#"{{"auths": {{"127.0.0.1:{}": {{"auth": "bWU6c2VjcmV0"}}}}}}"#, store.port);
+    let auths = format!(
+        r#"{{"auths": {{"127.0.0.1:{}": {{"auth": "bWU6c2VjcmV0"}}}}}}"#,
+        store.port
+    );
     fs::write(&config, auths).unwrap();
     let [name, out, config] = [
         reference.to_string(),
@@ -249,7 +278,10 @@ fn doors_stay_shut_without_the_right_password() {
     assert_eq!(code, 0, "{stderr}");
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("numclip"));
     command.args(pull).env("NUMCLIP_REGISTRY_USER", "me");
-    command.env("NUMCLIP_REGISTRY_PASSWORD", "secret").assert().success();
+    command
+        .env("NUMCLIP_REGISTRY_PASSWORD", "secret")
+        .assert()
+        .success();
 }
 
 #[test]
@@ -265,7 +297,9 @@ fn what_is_not_there_or_no_package_is_named() {
     let error = fetch(&store.open("none:1"), &shop.at("out")).unwrap_err();
     assert!(error.may_be_repeated(), "{error}");
     let elsewhere: Reference = "registry.invalid/tiny:1".parse().unwrap();
-    let error = Registry::new(&elsewhere, &access(None)).err().map(|error| error.to_string());
+    let error = Registry::new(&elsewhere, &access(None))
+        .err()
+        .map(|error| error.to_string());
     assert_eq!(cfg!(feature = "tls"), error.is_none(), "{error:?}");
     if let Some(error) = error {
         assert!(error.contains("--features tls"), "{error}");

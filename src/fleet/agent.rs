@@ -167,7 +167,12 @@ impl Agent {
     }
 
     fn step(&self) -> Step {
-        decide(self.order.as_ref(), &self.held(), self.memory.trial.as_ref(), now())
+        decide(
+            self.order.as_ref(),
+            &self.held(),
+            self.memory.trial.as_ref(),
+            now(),
+        )
     }
 
     fn held(&self) -> Held {
@@ -265,12 +270,14 @@ impl Agent {
 
     fn report(&self, phase: Phase, fault: Option<String>) -> Report {
         let status = flash::status(&self.settings.store).ok();
-        let health = status.as_ref().map_or(Health::Unwatched, |status| status.health);
-        let (uptime_s, temperature_c) = status
+        let health = status
             .as_ref()
-            .map_or((None, None), |status| (status.uptime_s, status.temperature_c));
-        let (serving, previous) = status
-            .map_or((None, None), |status| (status.serving, status.previous));
+            .map_or(Health::Unwatched, |status| status.health);
+        let (uptime_s, temperature_c) = status.as_ref().map_or((None, None), |status| {
+            (status.uptime_s, status.temperature_c)
+        });
+        let (serving, previous) =
+            status.map_or((None, None), |status| (status.serving, status.previous));
         Report {
             id: self.settings.id.clone(),
             labels: self.settings.labels.clone(),

@@ -5,6 +5,7 @@
 //! | `PREFIX/ID/order` | a roll-out | [`Order`]; empty: none |
 //! | `PREFIX/ID/report` | the device | [`Report`] |
 //! | `PREFIX/ID/presence` | the device, or its last will | `online`, `offline` |
+//! | `PREFIX/rollout` | a roll-out | [`Progress`](super::rollout::Progress) |
 //!
 //! Orders are not signed: all they can do is to name a package, whose own
 //! signature the device checks, or to go back to what it served before.
@@ -105,7 +106,10 @@ impl Order {
         let order: Self = serde_json::from_slice(json).map_err(|error| error.to_string())?;
         match is_digest(&order.sha256) {
             true => Ok(order),
-            false => Err(format!("sha256: expected a SHA-256, got {:?}", order.sha256)),
+            false => Err(format!(
+                "sha256: expected a SHA-256, got {:?}",
+                order.sha256
+            )),
         }
     }
 }
@@ -130,6 +134,11 @@ impl Topics {
     /// Where the presence of the device `id` is.
     pub fn presence(&self, id: &str) -> String {
         format!("{}/{id}/presence", self.prefix)
+    }
+
+    /// Where a roll-out tells how far it is.
+    pub fn rollout(&self) -> String {
+        format!("{}/rollout", self.prefix)
     }
 
     /// The device that a message is about, and what it says; `None` for
@@ -163,16 +172,29 @@ mod tests {
     fn topics_are_read_as_they_are_written() {
         let topics = Topics::new(Some("plant/devices".into()));
         let sha256 = "ab".repeat(32);
-        let order = Order { rollout: "r".into(), sha256, package: None };
+        let order = Order {
+            rollout: "r".into(),
+            sha256,
+            package: None,
+        };
         let json = serde_json::to_vec(&order).unwrap();
         let read = |topic: &str, payload: &[u8]| topics.read(topic, payload);
         let cam = |heard| Some(("cam-1".to_owned(), heard));
-        assert_eq!(read(&topics.order("cam-1"), &json), cam(Heard::Order(Some(order))));
+        assert_eq!(
+            read(&topics.order("cam-1"), &json),
+            cam(Heard::Order(Some(order)))
+        );
         assert_eq!(read(&topics.order("cam-1"), b""), cam(Heard::Order(None)));
-        assert_eq!(read(&topics.presence("cam-1"), b"online"), cam(Heard::Presence(true)));
+        assert_eq!(
+            read(&topics.presence("cam-1"), b"online"),
+            cam(Heard::Presence(true))
+        );
         for (topic, payload) in [
             ("plant/devices/cam-1/order", &b"{}"[..]),
-            ("plant/devices/cam-1/order", br#"{"rollout":"r","sha256":"../x"}"#),
+            (
+                "plant/devices/cam-1/order",
+                br#"{"rollout":"r","sha256":"../x"}"#,
+            ),
             ("plant/devices/cam-1/other", b""),
             ("plant/devices/a b/presence", b"online"),
             ("plant/devicescam-1/presence", b"online"),

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use ureq::Agent;
 use ureq::http::StatusCode;
@@ -69,7 +70,8 @@ pub enum OriginError {
 }
 
 /// A package that lies somewhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Found {
     /// Name of the model.
     pub name: String,
@@ -391,12 +393,19 @@ mod tests {
             package: Some(package.into()),
         };
         let web: Place = "https://host/models/".parse().unwrap();
-        let joined = |place: &Place, package| place.joined(order(package)).map(|order| order.package);
+        let joined =
+            |place: &Place, package| place.joined(order(package)).map(|order| order.package);
         let beside = joined(&web, "gauge-1.numclip").unwrap();
-        assert_eq!(beside.as_deref(), Some("https://host/models/gauge-1.numclip"));
+        assert_eq!(
+            beside.as_deref(),
+            Some("https://host/models/gauge-1.numclip")
+        );
         let file: Place = "file:///srv/models".parse().unwrap();
         let beside = joined(&file, "gauge-1.numclip").unwrap();
-        assert_eq!(beside.as_deref(), Some("file:///srv/models/gauge-1.numclip"));
+        assert_eq!(
+            beside.as_deref(),
+            Some("file:///srv/models/gauge-1.numclip")
+        );
         let elsewhere = joined(&web, "r.local/gauge:1").unwrap();
         assert_eq!(elsewhere.as_deref(), Some("r.local/gauge:1"));
         assert!(joined(&web, "../gauge.numclip").is_err());

@@ -115,14 +115,22 @@ impl Plan {
         if limits.parallel == 0 {
             return Err("limits.parallel: expected at least 1".into());
         }
-        let shares = [("limits.failures", limits.failures), ("limits.enough", limits.enough)];
-        let percents = self.stages.iter().map(|stage| ("stage.percent", stage.percent));
+        let shares = [
+            ("limits.failures", limits.failures),
+            ("limits.enough", limits.enough),
+        ];
+        let percents = self
+            .stages
+            .iter()
+            .map(|stage| ("stage.percent", stage.percent));
         for (name, share) in shares.into_iter().chain(percents) {
             if !(0.0..=100.0).contains(&share) {
                 return Err(format!("{name}: expected 0 to 100, got {share}"));
             }
         }
-        self.broker.check().map_err(|error| format!("broker: {error}"))
+        self.broker
+            .check()
+            .map_err(|error| format!("broker: {error}"))
     }
 }
 
@@ -132,7 +140,10 @@ impl Stage {
         if !self.name.is_empty() {
             return self.name.clone();
         }
-        let labels = self.labels.iter().map(|(key, value)| format!("{key}={value} "));
+        let labels = self
+            .labels
+            .iter()
+            .map(|(key, value)| format!("{key}={value} "));
         format!("{}{} %", labels.collect::<String>(), self.percent)
     }
 
@@ -214,7 +225,13 @@ mod tests {
 
     #[test]
     fn times_are_read_as_people_write_them() {
-        for (text, seconds) in [("90s", 90), ("10min", 600), ("1h 30min", 5400), ("2d", 172_800), ("1d 1h", 90_000)] {
+        for (text, seconds) in [
+            ("90s", 90),
+            ("10min", 600),
+            ("1h 30min", 5400),
+            ("2d", 172_800),
+            ("1d 1h", 90_000),
+        ] {
             assert_eq!(Span::try_from(text.to_owned()).unwrap().seconds(), seconds);
         }
         for text in ["", "10", "-5s", "soon", "d"] {
@@ -239,16 +256,24 @@ mod tests {
 
     #[test]
     fn shares_are_met_and_grow_into_each_other() {
-        let stages = plan("[[stage]]\npercent = 1\n[[stage]]\npercent = 10\n[[stage]]").unwrap().stages;
+        let stages = plan("[[stage]]\npercent = 1\n[[stage]]\npercent = 10\n[[stage]]")
+            .unwrap()
+            .stages;
         let mut counts = [0_i32; 3];
         for number in 0..20_000 {
             let id = format!("cam-{number}");
             let stage = stage_of(&stages, &BTreeMap::new(), "salt", &id).unwrap();
             counts[stage] += 1;
-            assert_eq!(stage_of(&stages, &BTreeMap::new(), "salt", &id), Some(stage));
+            assert_eq!(
+                stage_of(&stages, &BTreeMap::new(), "salt", &id),
+                Some(stage)
+            );
         }
         // Within five standard deviations of 200, 1800 and 18000.
-        assert!((counts[0] - 200).abs() < 71 && (counts[1] - 1800).abs() < 202, "{counts:?}");
+        assert!(
+            (counts[0] - 200).abs() < 71 && (counts[1] - 1800).abs() < 202,
+            "{counts:?}"
+        );
         let lab = plan("[[stage]]\nlabels = { site = 'lab' }").unwrap().stages;
         let labels = |site: &str| [("site".to_owned(), site.to_owned())].into();
         assert_eq!(stage_of(&lab, &labels("lab"), "salt", "a"), Some(0));

@@ -197,8 +197,14 @@ mod tests {
             trial = Some(ended);
         }
         assert_eq!(decide(Some(&new), &old, trial.as_ref(), now), Step::GiveUp);
-        let again = Order { rollout: "s".into(), ..new };
-        assert_eq!(decide(Some(&again), &old, trial.as_ref(), now), Step::Install);
+        let again = Order {
+            rollout: "s".into(),
+            ..new
+        };
+        assert_eq!(
+            decide(Some(&again), &old, trial.as_ref(), now),
+            Step::Install
+        );
     }
 
     #[test]
@@ -208,14 +214,20 @@ mod tests {
         for _ in 0..40 {
             let ending = Ending::Interrupted("away".into());
             let ended = conclude(begin(&new, trial), ending, now, 0.5).unwrap();
-            assert_eq!(decide(Some(&new), &Held::default(), Some(&ended), now), Step::Wait(ended.not_before));
+            assert_eq!(
+                decide(Some(&new), &Held::default(), Some(&ended), now),
+                Step::Wait(ended.not_before)
+            );
             waits.push(ended.not_before - now);
             now = ended.not_before;
             trial = Some(ended);
         }
         assert_eq!(waits[..4], [2, 4, 8, 16]);
         assert_eq!(waits[39], 900);
-        assert_eq!(decide(Some(&new), &Held::default(), trial.as_ref(), now), Step::Install);
+        assert_eq!(
+            decide(Some(&new), &Held::default(), trial.as_ref(), now),
+            Step::Install
+        );
     }
 
     #[test]
@@ -244,6 +256,9 @@ mod tests {
     fn a_clock_that_was_put_back_stops_nobody() {
         let new = order("new", true);
         let trial = refused(begin(&new, None), 1_800_000_000);
-        assert_eq!(decide(Some(&new), &Held::default(), Some(&trial), 100), Step::Install);
+        assert_eq!(
+            decide(Some(&new), &Held::default(), Some(&trial), 100),
+            Step::Install
+        );
     }
 }

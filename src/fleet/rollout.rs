@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::{Order, Phase, Report};
 use super::origin::Found;
-use super::plan::{Limits, Stage, stage_of};
+use super::plan::{Limits, Plan, Stage, stage_of};
 use crate::flash::Health;
 
 /// A package on its way to a fleet. Kept in a file, it goes on where it was.
@@ -16,7 +16,9 @@ use crate::flash::Health;
 pub struct Rollout {
     /// What devices know it by.
     pub name: String,
-    /// The package, pinned.
+    /// Where the plan says that the package is.
+    pub package: String,
+    /// The package there when it began, pinned.
     pub release: Found,
     /// The stages of the plan that it began with.
     pub stages: Vec<Stage>,
@@ -31,7 +33,7 @@ pub struct Rollout {
 }
 
 /// How far a roll-out is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
     /// Devices are asked to update.
@@ -118,14 +120,32 @@ pub struct Tally {
     pub offline: usize,
 }
 
+/// A roll-out in numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Progress<'a> {
+    /// Its name.
+    pub rollout: &'a str,
+    /// Name of the model.
+    pub model: &'a str,
+    /// Version of the model.
+    pub version: &'a str,
+    /// How far it is.
+    pub status: Status,
+    /// The stage whose turn it is, counted from 1.
+    pub stage: usize,
+    /// The stages.
+    pub stages: Vec<Tally>,
+}
+
 impl Rollout {
-    /// A roll-out of `release` in `stages` that has not begun. `name` tells it
+    /// A roll-out of `release` by `plan` that has not begun. `name` tells it
     /// from others of the same release.
-    pub fn new(name: String, release: Found, stages: Vec<Stage>) -> Self {
+    pub fn new(name: String, plan: &Plan, release: Found) -> Self {
         Self {
             name,
+            package: plan.package.clone(),
             release,
-            stages,
+            stages: plan.stages.clone(),
             status: Status::Running,
             stage: 0,
             watched_since: None,
@@ -133,8 +153,9 @@ impl Rollout {
         }
     }
 
-    /// Takes note of a device's report.
-    pub fn hear(&mut self, report: &Report) {
+    /// Takes note of a device's report. Says whether its [order](Self::order)
+    /// is another now.
+    pub fn hear(&mut self, report: &Report) -> bool {
         let (stages, salt) = (&self.stages, &self.release.sha256);
         let member = self.devices.entry(report.id.clone());
         let member = member.or_insert_with(|| Member {
@@ -147,11 +168,16 @@ impl Rollout {
         member.serving = report.serving.as_ref().map(|model| model.sha256.clone());
         let is_new = member.serving.as_deref() == Some(salt);
         let settled = report.phase == Phase::Settled;
-        let ours = report.order.as_ref().is_some_and(|order| order.rollout == self.name && order.sha256 == *salt);
+        let ours = report
+            .order
+            .as_ref()
+            .is_some_and(|order| order.rollout == self.name && order.sha256 == *salt);
         let failing = report.health == Health::Failing;
         let failed = |reason: &str| Standing::Failed(reason.into());
         let news = match &member.standing {
-            Standing::Asked(_) | Standing::Waiting if is_new && settled && !failing => Standing::Done,
+            Standing::Asked(_) | Standing::Waiting if is_new && settled && !failing => {
+                Standing::Done
+            }
             Standing::Asked(_) if is_new && settled => failed("not well with the new model"),
             Standing::Asked(_) if ours && report.phase == Phase::GivenUp => {
                 failed(report.fault.as_deref().unwrap_or("gave up"))
@@ -159,9 +185,10 @@ impl Rollout {
             Standing::Done if settled && !is_new => failed("serves another model again"),
             Standing::Done if settled && failing => failed("no longer well with the new model"),
             Standing::GoingBack if settled && !is_new => Standing::Back,
-            _ => return,
+            _ => return false,
         };
         member.standing = news;
+        matches!(member.standing, Standing::Failed(_))
     }
 
     /// Takes note of a device's presence. One that never reported is unknown.
@@ -179,8 +206,11 @@ impl Rollout {
     /// What follows at the unix time `now` in seconds. Gives the devices whose
     /// [order](Self::order) is another than before.
     pub fn step(&mut self, limits: &Limits, wish: Wish, now: u64) -> Vec<String> {
+        if self.devices.is_empty() {
+            return Vec::new();
+        }
         let mut news = self.fail_the_slow(limits, now);
-        match (&self.status, wish) {
+        match (self.status, wish) {
             (Status::Back, _) | (Status::Done, Wish::Go | Wish::Pause) => {}
             (Status::GoingBack, _) => self.settle_return(),
             (_, Wish::GoBack) => news.extend(self.go_back()),
@@ -188,7 +218,10 @@ impl Rollout {
             (Status::Paused, Wish::Go) => self.status = Status::Running,
             (Status::Halted, _) if self.failed() <= self.tolerance(limits) => {
                 self.status = Status::Running;
-                self.replace(|standing| *standing == Standing::Withdrawn, &Standing::Waiting);
+                self.replace(
+                    |standing| *standing == Standing::Withdrawn,
+                    &Standing::Waiting,
+                );
             }
             _ => {}
         }
@@ -215,9 +248,10 @@ impl Rollout {
         };
         match member.standing {
             Standing::Waiting => None,
-            Standing::Asked(_) | Standing::Done => {
-                Some(Some(order(&self.release.sha256, Some(&self.release.package))))
-            }
+            Standing::Asked(_) | Standing::Done => Some(Some(order(
+                &self.release.sha256,
+                Some(&self.release.package),
+            ))),
             _ => Some(member.before.as_ref().map(|before| order(before, None))),
         }
     }
@@ -234,12 +268,38 @@ impl Rollout {
         (taken.count() as f64 * limits.failures / 100.0) as usize
     }
 
+    /// All of it in numbers.
+    pub fn progress(&self) -> Progress<'_> {
+        Progress {
+            rollout: &self.name,
+            model: &self.release.name,
+            version: &self.release.version,
+            status: self.status,
+            stage: self.stage + 1,
+            stages: self.tallies(),
+        }
+    }
+
+    /// The devices that have been told something.
+    pub fn ordered(&self) -> Vec<String> {
+        let ids = self.devices.keys();
+        ids.filter(|id| self.order(id).is_some()).cloned().collect()
+    }
+
+    /// Whether nothing more follows by itself.
+    pub fn is_over(&self) -> bool {
+        matches!(self.status, Status::Halted | Status::Back | Status::Done)
+    }
+
     /// Every stage in numbers, and last the devices that no stage takes.
     pub fn tallies(&self) -> Vec<Tally> {
         let titles = self.stages.iter().map(Stage::title);
         let mut tallies: Vec<Tally> = titles
             .chain(["(none)".into()])
-            .map(|stage| Tally { stage, ..Tally::default() })
+            .map(|stage| Tally {
+                stage,
+                ..Tally::default()
+            })
             .collect();
         for member in self.devices.values() {
             tallies[member.stage.unwrap_or(self.stages.len())].count(member);
@@ -285,7 +345,10 @@ impl Rollout {
             return self.go_back();
         }
         self.status = Status::Halted;
-        self.replace(|standing| matches!(standing, Standing::Asked(_)), &Standing::Withdrawn)
+        self.replace(
+            |standing| matches!(standing, Standing::Asked(_)),
+            &Standing::Withdrawn,
+        )
     }
 
     fn go_back(&mut self) -> Vec<String> {
@@ -334,12 +397,17 @@ impl Rollout {
             Standing::Asked(at) => member.online || !is_over(at, limits, now),
             _ => false,
         };
-        if self.devices.values().any(|member| self.has_turn(member) && busy(member)) {
+        if self
+            .devices
+            .values()
+            .any(|member| self.has_turn(member) && busy(member))
+        {
             return false;
         }
         let of_stage = |member: &&Member| member.stage == Some(self.stage);
         let of_stage: Vec<&Member> = self.devices.values().filter(of_stage).collect();
-        let ended = |member: &&&Member| !matches!(member.standing, Standing::Waiting | Standing::Asked(_));
+        let ended =
+            |member: &&&Member| !matches!(member.standing, Standing::Waiting | Standing::Asked(_));
         let ended = of_stage.iter().filter(ended).count();
         ended as f64 >= of_stage.len() as f64 * limits.enough / 100.0
     }
@@ -354,14 +422,18 @@ impl Rollout {
         let under_way = self.devices.values().filter(under_way).count();
         let risk = (self.tolerance(limits) + 1).saturating_sub(self.failed());
         let room = limits.parallel.min(risk).saturating_sub(under_way);
-        let (stage, mut asked) = (self.stage, Vec::new());
-        for (id, member) in &mut self.devices {
+        let stage = self.stage;
+        let can = |(_, member): &(&String, &mut Member)| {
             let has_turn = member.stage.is_some_and(|of| of <= stage);
-            if asked.len() < room && has_turn && member.online && member.standing == Standing::Waiting {
-                member.standing = Standing::Asked(now);
+            has_turn && member.online && member.standing == Standing::Waiting
+        };
+        let mut asked = Vec::new();
+        for (id, member) in self.devices.iter_mut().filter(can).take(room) {
+            member.standing = Standing::Asked(now);
+            if member.serving.as_ref() != Some(&self.release.sha256) {
                 member.before.clone_from(&member.serving);
-                asked.push(id.clone());
             }
+            asked.push(id.clone());
         }
         asked
     }

@@ -105,13 +105,27 @@ mod tests {
     #[test]
     fn only_this_machine_is_spoken_to_without_encryption() {
         let transport = Transport::default();
-        for host in ["localhost", "localhost:5000", "127.0.0.1:80", "127.9.9.9", "[::1]:5000"] {
+        for host in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:80",
+            "127.9.9.9",
+            "[::1]:5000",
+        ] {
             assert_eq!(transport.scheme(host), "http", "{host}");
         }
-        for host in ["r.local", "10.0.0.1:80", "localhost.evil.org", "127.0.0.1.evil.org:80"] {
+        for host in [
+            "r.local",
+            "10.0.0.1:80",
+            "localhost.evil.org",
+            "127.0.0.1.evil.org:80",
+        ] {
             assert_eq!(transport.scheme(host), "https", "{host}");
         }
-        let told = Transport { plain_http: true, ..transport };
+        let told = Transport {
+            plain_http: true,
+            ..transport
+        };
         assert_eq!(told.scheme("r.local"), "http");
     }
 }

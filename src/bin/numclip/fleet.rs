@@ -1,7 +1,9 @@
 //! Many devices: registries, the agent on a device, staged roll-outs.
 
 mod access;
+mod agent;
 mod registry;
+mod rollout;
 
 use anyhow::Result;
 
@@ -12,6 +14,8 @@ use crate::exit::Exit;
 pub enum Command {
     Push(registry::PushArgs),
     Pull(registry::PullArgs),
+    Agent(Box<agent::Args>),
+    Rollout(Box<rollout::Args>),
 }
 
 /// Runs one of them.
@@ -22,5 +26,7 @@ pub fn run(command: &Command) -> Result<Exit> {
     match command {
         Command::Push(args) => registry::push(args),
         Command::Pull(args) => registry::pull(args),
+        Command::Agent(args) => agent::run(args),
+        Command::Rollout(args) => rollout::run(args),
     }
 }

@@ -71,9 +71,7 @@ impl Artifact {
             artifact_type: Some(ARTIFACT_TYPE.into()),
             config: Descriptor::of(EMPTY_TYPE, EMPTY),
             layers,
-            annotations: about
-                .map(|(key, value)| (key.into(), value.clone()))
-                .into(),
+            annotations: about.map(|(key, value)| (key.into(), value.clone())).into(),
         }
     }
 

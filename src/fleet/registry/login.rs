@@ -77,7 +77,11 @@ impl Login {
         match (auths.find(|(key, _)| is_ours(key)), &config.creds_store) {
             (Some((_, DockerAuth { auth: Some(auth) })), _) => {
                 let login = Self::decode(auth);
-                let message = || at(format!("auths.{registry}: expected base64 of user:password"));
+                let message = || {
+                    at(format!(
+                        "auths.{registry}: expected base64 of user:password"
+                    ))
+                };
                 login.map(Some).ok_or_else(message)
             }
             (Some((key, _)), Some(helper)) => ask(helper, key).map_err(at).map(Some),
@@ -164,7 +168,8 @@ mod tests {
 
     #[test]
     fn dockers_file_is_read() {
-        let config = r#"{"auths": {"https://r.local:5000/v1/": {"auth": "bWU6c2U6Y3JldA=="}}, "x": 1}"#;
+        let config =
+            r#"{"auths": {"https://r.local:5000/v1/": {"auth": "bWU6c2U6Y3JldA=="}}, "x": 1}"#;
         let login = read(config, "r.local:5000").unwrap().unwrap();
         assert_eq!((&*login.user, &*login.password), ("me", "se:cret"));
         assert_eq!(login.basic(), "Basic bWU6c2U6Y3JldA==");
@@ -177,7 +182,10 @@ mod tests {
     fn what_is_of_no_use_is_named_and_no_secret_is() {
         for (config, reason) in [
             ("{", "EOF"),
-            (r#"{"auths": {"r.local": {"auth": "c2VjcmV0"}}}"#, "base64 of user"),
+            (
+                r#"{"auths": {"r.local": {"auth": "c2VjcmV0"}}}"#,
+                "base64 of user",
+            ),
             (r#"{"credHelpers": {"r.local": "no/such"}}"#, "no name"),
             (
                 r#"{"credHelpers": {"r.local": "numclip-none"}}"#,
@@ -189,7 +197,10 @@ mod tests {
             ),
         ] {
             let error = read(config, "r.local").unwrap_err();
-            assert!(error.contains(reason) && !error.contains("secret"), "{error}");
+            assert!(
+                error.contains(reason) && !error.contains("secret"),
+                "{error}"
+            );
         }
     }
 }

@@ -61,7 +61,9 @@ impl Registry {
         let bytes = self.small(parts.header, MAX_HEADER)?;
         let header = Header::read(&mut &bytes[..])?;
         if header.bytes() != bytes || !parts.fit(&header) {
-            return Err(foreign("its layers are not the files that its header names"));
+            return Err(foreign(
+                "its layers are not the files that its header names",
+            ));
         }
         let signature = parts.signature.map(|layer| {
             let text = String::from_utf8(self.small(layer, MAX_SIGNATURE)?);
@@ -94,7 +96,8 @@ impl Registry {
         let wanted = layer.sha256().unwrap_or_default();
         let mut bytes = Vec::new();
         let mut blob = self.blob(wanted, 0)?.take(limit);
-        blob.read_to_end(&mut bytes).map_err(|error| self.away(error))?;
+        blob.read_to_end(&mut bytes)
+            .map_err(|error| self.away(error))?;
         match sha256(&bytes) {
             got if got == wanted => Ok(bytes),
             got => Err(altered(wanted, got)),
@@ -170,7 +173,13 @@ impl Offer<'_> {
         staged.write_all(self.header.bytes()).map_err(io)?;
         for entry in files {
             let blob = self.registry.blob(&entry.packed_sha256, 0)?;
-            self.copy(entry, &mut blob.take(entry.packed_size), &mut staged, path, show)?;
+            self.copy(
+                entry,
+                &mut blob.take(entry.packed_size),
+                &mut staged,
+                path,
+                show,
+            )?;
         }
         if let Some(signature) = &self.signature {
             let text = signature.to_string();
@@ -220,7 +229,11 @@ impl Offer<'_> {
             written.map_err(|error| PackageError::io(path, error))?;
             show(Progress::Sent(length as u64));
         }
-        let got: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let got: String = hasher
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         match got == entry.packed_sha256 {
             true => Ok(()),
             false => Err(altered(&entry.packed_sha256, got)),

@@ -101,9 +101,8 @@ impl Registry {
         let joint = if place.contains('?') { '&' } else { '?' };
         let url = format!("{place}{joint}digest=sha256:{}", blob.sha256);
         let answer = self.ask(Right::Push, |pass| {
-            let mut reader = (blob.open)().map_err(|error| {
-                ureq::Error::Io(std::io::Error::other(error.to_string()))
-            })?;
+            let mut reader = (blob.open)()
+                .map_err(|error| ureq::Error::Io(std::io::Error::other(error.to_string())))?;
             with(self.agent.put(&url), pass.filter(|_| ours))
                 .header("Content-Type", "application/octet-stream")
                 .header("Content-Length", blob.size.to_string())

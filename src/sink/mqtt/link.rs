@@ -12,12 +12,15 @@ use super::post::{Message, Post, WINDOW, Wire};
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
+/// Gets topic and message, on the connection's thread.
+pub type Hear = Box<dyn Fn(&str, &[u8]) + Send>;
+
 /// Who hears what others send.
 pub struct Ear {
     /// Topics, which may have wildcards.
     pub topics: Vec<String>,
-    /// Gets topic and message of each, on the connection's thread.
-    pub hear: Box<dyn Fn(&str, &[u8]) + Send>,
+    /// Gets each message.
+    pub hear: Hear,
 }
 
 /// A connection that is looked after by a thread.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use numclip::fleet::registry::{Reference, Registry};
 use numclip::flash::Progress;
+use numclip::fleet::registry::{Reference, Registry};
 use numclip::package::Package;
 use numclip::signature::Trust;
 use serde_json::json;
@@ -101,10 +101,18 @@ pub fn pull(args: &PullArgs) -> Result<Exit> {
     let offer = registry.offer()?;
     let beside = signature_path(&args.out);
     let bar = bar(args.json);
-    let pulled = offer.fetch(&args.out, &beside, trust.as_ref(), &mut |step| show(&bar, step))?;
+    let pulled = offer.fetch(&args.out, &beside, trust.as_ref(), &mut |step| {
+        show(&bar, step)
+    })?;
     bar.finish_and_clear();
     let pinned = args.reference.with(pulled.digest);
-    report(args.json, &pulled.package, &pinned, pulled.signed, Some(&args.out))
+    report(
+        args.json,
+        &pulled.package,
+        &pinned,
+        pulled.signed,
+        Some(&args.out),
+    )
 }
 
 fn report(
