@@ -23,6 +23,7 @@ pub mod plan;
 pub mod rollout;
 mod simulate;
 mod tower;
+pub mod rauc;
 
 pub use agent::{Agent, AgentError, AgentSettings};
 pub use origin::{Found, ORDER_FILE, OriginError, Place};

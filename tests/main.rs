@@ -24,6 +24,8 @@ mod package;
 #[cfg(feature = "live")]
 mod reload;
 #[cfg(feature = "fleet")]
+mod rauc;
+#[cfg(feature = "fleet")]
 mod registry;
 #[cfg(feature = "flash")]
 mod ssh;

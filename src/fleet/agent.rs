@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::message::{Heard, OFFLINE, ONLINE, Order, Phase, Report, Topics};
 use super::origin::Place;
-use super::policy::{Ending, Held, Step, begin, conclude, decide, phase};
+use super::policy::{Ending, Held, Step, Trial, begin, conclude, decide, phase};
 use super::registry::Access;
 use crate::flash::{self, Delivery, Device, DeviceError, Folder, Health};
 use crate::sink::mqtt::MqttSettings;
@@ -24,6 +24,9 @@ use memory::Memory;
 const TELL: Duration = Duration::from_secs(60);
 /// The longest time between two looks at what is to be done.
 const TURN: Duration = Duration::from_secs(1);
+/// How long the service must have been well after an update in whose midst
+/// the device stopped.
+const PROOF: Duration = Duration::from_secs(60);
 /// How long the last report may take at the end.
 const GRACE: Duration = Duration::from_millis(600);
 
@@ -69,6 +72,7 @@ pub struct Agent {
     look_due: Instant,
     /// Looks in a row that failed.
     blind: u32,
+    started: Instant,
     told: Option<Report>,
     tell_due: Instant,
     /// Why the place cannot be looked at.
@@ -106,6 +110,7 @@ impl Agent {
             order: None,
             look_due: now,
             blind: 0,
+            started: now,
             told: None,
             tell_due: now,
             fault: None,
@@ -123,6 +128,8 @@ impl Agent {
         if matches!(step, Step::Install | Step::GoBack) {
             self.tell(Phase::Updating, tell);
             self.carry_out(step);
+        } else if step == Step::Rest && self.is_proved() {
+            self.memory.keep(None);
         }
         self.tell(phase(self.step()), tell);
     }
@@ -178,14 +185,25 @@ impl Agent {
     fn held(&self) -> Held {
         let state = flash::state(&Folder::new(&self.settings.store)).unwrap_or_default();
         // The service is only asked where the answer matters.
-        let begun = self.memory.trial.as_ref().is_some_and(|trial| trial.begun);
-        let health = begun.then(|| flash::status(&self.settings.store).ok());
+        let health = self
+            .is_unproved()
+            .then(|| flash::status(&self.settings.store).ok());
         let failing = |status: flash::Status| status.health == Health::Failing;
         Held {
             serving: state.serving,
             previous: state.previous,
             failing: health.flatten().is_some_and(failing),
         }
+    }
+
+    /// Whether the device stopped during an update.
+    fn is_unproved(&self) -> bool {
+        self.memory.trial.as_ref().is_some_and(|trial| trial.begun)
+    }
+
+    /// Whether the service has been well for long enough all the same.
+    fn is_proved(&self) -> bool {
+        self.is_unproved() && self.order.is_some() && self.started.elapsed() >= PROOF
     }
 
     fn carry_out(&mut self, step: Step) {
@@ -246,7 +264,8 @@ impl Agent {
     fn tell(&mut self, phase: Phase, tell: &mut dyn FnMut(&Report)) {
         let due = Instant::now() >= self.tell_due;
         let known = self.told.as_ref();
-        let trial = self.memory.trial.as_ref();
+        let is_ours = |trial: &&Trial| Some(&trial.order) == self.order.as_ref();
+        let trial = self.memory.trial.as_ref().filter(is_ours);
         let fault = trial.and_then(|trial| trial.fault.clone());
         let fault = fault.or_else(|| self.fault.clone());
         let is_news = known.is_none_or(|told| {

@@ -17,11 +17,13 @@ use super::rollout::{Rollout, Standing, Status, Tally, Wish};
 use device::{NEW, OLD, Simulated};
 
 /// Seconds between two steps of the roll-out.
-const STEP: u64 = 10;
+const STEP: u64 = 20;
+/// The same once it has ended.
+const IDLE_STEP: u64 = 600;
 /// Seconds after which a simulation ends, come what may.
 const LIMIT: u64 = 30 * 24 * 3600;
 /// Seconds that a fleet has to settle once the roll-out has ended.
-const SETTLE: u64 = 24 * 3600;
+const SETTLE: u64 = 12 * 3600;
 /// The clock at the beginning, in unix seconds.
 const DAWN: u64 = 1_800_000_000;
 
@@ -34,8 +36,8 @@ pub struct World {
     pub failing: f64,
     /// Share of the time that a device is not connected, 0 to 1.
     pub offline: f64,
-    /// Chance that a download breaks, that power fails during an update, and
-    /// that the roll-out is restarted before a step, 0 to 1.
+    /// Chance that a download breaks, and that power fails during an update,
+    /// 0 to 1; a tenth of it that the roll-out is restarted at a step.
     pub trouble: f64,
     /// What chance follows.
     pub seed: u64,
@@ -197,14 +199,18 @@ impl<'a> Simulation<'a> {
     }
 
     fn step(&mut self) {
-        if self.chance.random_bool(self.world.trouble / 100.0) {
+        if self.chance.random_bool(self.world.trouble / 10.0) {
             self.restart();
         }
         let news = self.rollout.step(&self.plan.limits, self.wish, self.now);
         for id in news {
             self.send(&id);
         }
-        self.after(STEP, Event::Step);
+        let pause = match self.rollout.is_over() {
+            true => IDLE_STEP,
+            false => STEP,
+        };
+        self.after(pause, Event::Step);
     }
 
     /// The roll-out comes back from its file and hears again what was retained.

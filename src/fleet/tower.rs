@@ -13,6 +13,8 @@ use crate::sink::mqtt::post::{Message, Post};
 
 /// Silence after which all that the broker had kept has come.
 const QUIET: Duration = Duration::from_secs(2);
+/// Time after which it has, however much is said.
+const ENOUGH: Duration = Duration::from_secs(10);
 /// How long the last orders may take at the end.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -23,6 +25,8 @@ pub struct Tower {
     heard: Receiver<(String, Heard)>,
     present: BTreeMap<String, bool>,
     last_heard: Instant,
+    /// Since when there is a connection.
+    connected: Option<Instant>,
 }
 
 /// What was heard, and what follows from it.
@@ -66,6 +70,7 @@ impl Tower {
             heard,
             present: BTreeMap::new(),
             last_heard: Instant::now(),
+            connected: None,
         })
     }
 
@@ -82,21 +87,27 @@ impl Tower {
             }
             next = self.heard.try_recv().ok();
         }
-        if hearing.messages > 0 || self.fault().is_some() {
+        if hearing.messages > 0 {
             self.last_heard = Instant::now();
+        }
+        match self.link.with(|post| post.is_connected()) {
+            true => _ = self.connected.get_or_insert_with(Instant::now),
+            false => self.connected = None,
         }
         hearing
     }
 
-    /// Whether the fleet is known: there is a connection, and what the broker
-    /// had kept has come.
+    /// Whether there is a connection, and what the broker had kept has come.
     pub fn is_settled(&self) -> bool {
-        !self.present.is_empty() && self.is_quiet()
+        self.connected.is_some_and(|since| {
+            let quiet = since.elapsed().min(self.last_heard.elapsed());
+            quiet >= QUIET || since.elapsed() >= ENOUGH
+        })
     }
 
-    /// Whether there is a connection and nothing has come for a while.
-    pub fn is_quiet(&self) -> bool {
-        self.link.with(|post| post.is_connected()) && self.last_heard.elapsed() >= QUIET
+    /// Whether the broker has all that it was sent.
+    pub fn is_done(&self) -> bool {
+        self.link.with(|post| post.is_connected() && post.is_done())
     }
 
     /// Why there is no connection.

@@ -2,6 +2,7 @@
 
 mod access;
 mod agent;
+mod rauc;
 mod registry;
 mod rollout;
 
@@ -16,6 +17,7 @@ pub enum Command {
     Pull(registry::PullArgs),
     Agent(Box<agent::Args>),
     Rollout(Box<rollout::Args>),
+    ExportRauc(rauc::Args),
 }
 
 /// Runs one of them.
@@ -28,5 +30,6 @@ pub fn run(command: &Command) -> Result<Exit> {
         Command::Pull(args) => registry::pull(args),
         Command::Agent(args) => agent::run(args),
         Command::Rollout(args) => rollout::run(args),
+        Command::ExportRauc(args) => rauc::run(args),
     }
 }

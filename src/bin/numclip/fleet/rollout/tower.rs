@@ -32,53 +32,101 @@ pub fn conduct(plan: &Plan, access: &Access, controls: &Controls, as_json: bool)
         signal_hook::flag::register(signal, Arc::clone(&ended))?;
     }
     let _held = controls.hold()?;
-    let mut rollout = match controls.find()? {
+    let rollout = match controls.find()? {
         Some(rollout) => continued(rollout, plan)?,
         None => begun(plan, access)?,
     };
     controls.keep(&rollout)?;
-    let mut tower = start(plan)?;
-    tower.send(&rollout, &rollout.ordered());
-    let (mut screen, mut fault, mut kept) = (Screen::new(as_json), None, Instant::now());
-    let (mut heard, mut is_known) = (0, false);
-    while !ended.load(Ordering::SeqCst) {
-        let hearing = tower.hear(&mut rollout, STEP);
-        heard += hearing.messages;
-        let mut news = hearing.news;
-        is_known |= tower.is_settled();
-        if is_known {
-            news.extend(rollout.step(&plan.limits, controls.wished()?, now()));
-        }
-        // What was over may go on by another plan or wish.
-        let is_over = is_known && rollout.is_over();
-        if !news.is_empty() || is_over || (heard > 0 && kept.elapsed() >= KEEP) {
-            // First the file, then the devices: what was ordered is known.
-            controls.keep(&rollout)?;
-            (heard, kept) = (0, Instant::now());
-        }
-        tower.send(&rollout, &news);
-        if tower.fault() != fault {
-            fault = tower.fault();
-            fault
-                .iter()
-                .for_each(|fault| anstream::eprintln!("{fault}"));
-        }
-        screen.show(&rollout)?;
-        if !news.is_empty() || is_over {
-            tower.announce(&serde_json::to_string(&rollout.progress())?);
-        }
-        if is_over {
-            break;
-        }
+    let mut watch = Watch::begin(plan, controls, rollout, as_json)?;
+    while !ended.load(Ordering::SeqCst) && !watch.turn()? {}
+    watch.end()
+}
+
+/// A roll-out at work.
+struct Watch<'a> {
+    plan: &'a Plan,
+    controls: &'a Controls,
+    rollout: Rollout,
+    tower: Tower,
+    screen: Screen,
+    /// Whether the fleet has been heard.
+    is_known: bool,
+    /// Messages since it was kept, and when that was.
+    unkept: usize,
+    kept: Instant,
+    /// What was announced, and what was said of the broker.
+    told: String,
+    fault: Option<String>,
+}
+
+impl<'a> Watch<'a> {
+    /// What was ordered before is ordered again: the last time may have ended
+    /// between the file and the broker.
+    fn begin(
+        plan: &'a Plan,
+        controls: &'a Controls,
+        rollout: Rollout,
+        as_json: bool,
+    ) -> Result<Self> {
+        let tower = start(plan)?;
+        tower.send(&rollout, &rollout.ordered());
+        Ok(Self {
+            plan,
+            controls,
+            rollout,
+            tower,
+            screen: Screen::new(as_json),
+            is_known: false,
+            unkept: 0,
+            kept: Instant::now(),
+            told: String::new(),
+            fault: None,
+        })
     }
-    controls.keep(&rollout)?;
-    tower.leave(&serde_json::to_string(&rollout.progress())?);
-    match as_json {
-        true => Ok(show::exit(rollout.status)),
-        false => {
-            eprint_reasons(&rollout);
-            Ok(show::exit(rollout.status))
+
+    /// Hears, decides, keeps, orders, in this row: what was ordered is known.
+    /// Says whether it is over, and the devices can know.
+    fn turn(&mut self) -> Result<bool> {
+        let hearing = self.tower.hear(&mut self.rollout, STEP);
+        let mut news = hearing.news;
+        self.unkept += hearing.messages;
+        self.is_known |= self.tower.is_settled();
+        if self.is_known {
+            let wish = self.controls.wished()?;
+            news.extend(self.rollout.step(&self.plan.limits, wish, now()));
         }
+        if !news.is_empty() || (self.unkept > 0 && self.kept.elapsed() >= KEEP) {
+            self.controls.keep(&self.rollout)?;
+            (self.unkept, self.kept) = (0, Instant::now());
+        }
+        self.tower.send(&self.rollout, &news);
+        let is_told = self.tell()?;
+        // What was over before may go on by another plan or wish.
+        Ok(self.is_known && self.rollout.is_over() && is_told && self.tower.is_done())
+    }
+
+    /// Says how far it is, where that changed; whether nothing did.
+    fn tell(&mut self) -> Result<bool> {
+        let fault = self.tower.fault();
+        if let (Some(text), true) = (&fault, fault != self.fault) {
+            anstream::eprintln!("{text}");
+        }
+        self.fault = fault;
+        self.screen.show(&self.rollout)?;
+        let progress = serde_json::to_string(&self.rollout.progress())?;
+        if progress == self.told {
+            return Ok(true);
+        }
+        self.tower.announce(&progress);
+        self.told = progress;
+        Ok(false)
+    }
+
+    fn end(self) -> Result<Exit> {
+        self.controls.keep(&self.rollout)?;
+        self.tower.leave(&self.told);
+        anstream::eprint!("{}", show::reasons(&self.rollout));
+        Ok(show::exit(self.rollout.status))
     }
 }
 
@@ -90,7 +138,7 @@ pub fn survey(plan: &Plan, access: &Access, as_json: bool) -> Result<Exit> {
     let mut rollout = begun(plan, access)?;
     let mut tower = start(plan)?;
     let start = Instant::now();
-    while !tower.is_quiet() {
+    while !tower.is_settled() {
         tower.hear(&mut rollout, STEP);
         if let (Some(fault), true) = (tower.fault(), start.elapsed() > PATIENCE) {
             bail!(fault);
@@ -123,13 +171,6 @@ fn continued(mut rollout: Rollout, plan: &Plan) -> Result<Rollout> {
     let ids: Vec<String> = rollout.devices.keys().cloned().collect();
     ids.iter().for_each(|id| rollout.presence(id, false));
     Ok(rollout)
-}
-
-fn eprint_reasons(rollout: &Rollout) {
-    let reasons = show::reasons(rollout);
-    if !reasons.is_empty() {
-        anstream::eprint!("{reasons}");
-    }
 }
 
 fn now() -> u64 {
