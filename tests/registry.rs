@@ -2,9 +2,11 @@
 //! installed (Debian: `apt install docker-registry`).
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
+use std::thread;
 
 use assert_cmd::Command;
 use numclip::fleet::registry::{Access, Login, Pick, Reference, Registry, RegistryError};
@@ -27,6 +29,17 @@ pub struct Store {
 impl Store {
     /// A registry in `folder`, where there is one on this machine.
     pub fn start(folder: &Path, locked: bool) -> Option<Self> {
+        let lock = format!(
+            "auth:\n  htpasswd:\n    realm: test\n    path: {}/htpasswd\n",
+            folder.display()
+        );
+        fs::write(folder.join("htpasswd"), HTPASSWD).unwrap();
+        Self::start_with(folder, "127.0.0.1", if locked { &lock } else { "" })
+    }
+
+    /// The same on another address of this machine, with more settings: lines
+    /// of the section `http`, or sections.
+    fn start_with(folder: &Path, address: &str, more: &str) -> Option<Self> {
         let program = ["/usr/bin/docker-registry", "/usr/local/bin/registry"];
         let Some(program) = program.iter().find(|path| Path::new(path).exists()) else {
             eprintln!("skipped: no docker-registry on this machine");
@@ -37,15 +50,9 @@ impl Store {
         drop(listener);
         let folder = folder.join("registry");
         fs::create_dir_all(&folder).unwrap();
-        let lock = format!(
-            "auth:\n  htpasswd:\n    realm: test\n    path: {}/htpasswd\n",
-            folder.display()
-        );
-        fs::write(folder.join("htpasswd"), HTPASSWD).unwrap();
         let settings = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}/data\nhttp:\n  addr: 127.0.0.1:{port}\n{}",
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}/data\nhttp:\n  addr: {address}:{port}\n{more}",
             folder.display(),
-            if locked { &*lock } else { "" },
         );
         fs::write(folder.join("config.yml"), settings).unwrap();
         let mut store = Self {
@@ -304,4 +311,197 @@ fn what_is_not_there_or_no_package_is_named() {
     if let Some(error) = error {
         assert!(error.contains("--features tls"), "{error}");
     }
+}
+
+/// Stands between us and the registry, and cuts every connection after so many
+/// bytes of answers in all.
+fn cut_after(bytes: usize, port: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let mut left = bytes;
+        for client in listener.incoming() {
+            let (mut client, mut server) = (
+                client.unwrap(),
+                TcpStream::connect(("127.0.0.1", port)).unwrap(),
+            );
+            let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut from, &mut to));
+            let copied = std::io::copy(&mut (&mut server).take(left as u64), &mut client);
+            left -= copied.unwrap_or(0) as usize;
+            let _ = client.shutdown(Shutdown::Both);
+            let _ = server.shutdown(Shutdown::Both);
+        }
+    });
+    here
+}
+
+#[test]
+fn a_download_that_is_cut_leaves_nothing() {
+    let shop = Workshop::new();
+    let Some(store) = Store::start(&shop.at(""), false) else {
+        return;
+    };
+    let (package, _) = shop.package("1.0.0");
+    push(&package, &store.named("tiny:1"));
+    let folder = shop.at("pulled");
+    fs::create_dir(&folder).unwrap();
+    let whole = package.header().package_len() as usize;
+    for share in 0..8 {
+        let port = cut_after(whole * share / 8, store.port);
+        let reference: Reference = format!("127.0.0.1:{port}/tiny:1").parse().unwrap();
+        let registry = Registry::new(&reference, &access(None)).unwrap();
+        let error = fetch(&registry, &folder.join("out")).unwrap_err();
+        assert!(error.may_be_repeated(), "{error}");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    }
+}
+
+/// A server that answers each request, of which it sees the head, by a rule.
+fn serve(answer: impl Fn(&str) -> String + Send + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && client.read(&mut byte).unwrap_or(0) == 1 {
+                head.push(byte[0]);
+            }
+            let text = answer(&String::from_utf8_lossy(&head).to_lowercase());
+            let _ = client.write_all(text.as_bytes());
+        }
+    });
+    port
+}
+
+fn http(status: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+}
+
+#[test]
+fn a_token_is_fetched_where_the_registry_says() {
+    let tokens = serve(|head| {
+        assert!(head.starts_with("get /token?"), "{head}");
+        assert!(head.contains("scope=repository%3atiny%3apull") && head.contains("service=a%2cb"));
+        match head.contains("authorization: basic bwu6c2vjcmv0") {
+            true => http(
+                "200 OK",
+                "",
+                r#"{"access_token": "pass", "expires_in": 60}"#,
+            ),
+            false => http(
+                "401 Unauthorized",
+                "",
+                r#"{"errors": [{"message": "who are you"}]}"#,
+            ),
+        }
+    });
+    let registry = serve(
+        move |head| match head.contains("authorization: bearer pass\r\n") {
+            true => http("404 Not Found", "", "{}"),
+            false => {
+                let realm = format!("http://127.0.0.1:{tokens}/token");
+                let wanted =
+                    format!("WWW-Authenticate: Bearer realm=\"{realm}\",service=\"a,b\"\r\n");
+                http("401 Unauthorized", &wanted, "")
+            }
+        },
+    );
+    let reference: Reference = format!("127.0.0.1:{registry}/tiny:1").parse().unwrap();
+    let ask = |login: Option<Login>| {
+        let registry = Registry::new(&reference, &access(login)).unwrap();
+        fetch(&registry, Path::new("/nowhere/out")).unwrap_err()
+    };
+    let me = Login {
+        user: "me".into(),
+        password: "secret".into(),
+    };
+    assert!(matches!(ask(Some(me)), RegistryError::Missing { .. }));
+    let error = ask(None).to_string();
+    assert!(error.contains("who are you"), "{error}");
+}
+
+#[test]
+fn no_password_follows_a_blob_to_another_machine() {
+    let elsewhere = serve(|head| {
+        assert!(!head.contains("authorization"), "{head}");
+        http("200 OK", "", "{}")
+    });
+    let registry = serve(move |head| match head.contains("authorization: basic") {
+        false => http(
+            "401 Unauthorized",
+            "WWW-Authenticate: Basic realm=\"x\"\r\n",
+            "",
+        ),
+        true => {
+            let there = format!("Location: http://localhost:{elsewhere}/blob\r\n");
+            http("307 Temporary Redirect", &there, "")
+        }
+    });
+    let reference: Reference = format!("127.0.0.1:{registry}/tiny:1").parse().unwrap();
+    let registry = Registry::new(&reference, &access(None)).unwrap();
+    let error = fetch(&registry, Path::new("/nowhere/out")).unwrap_err();
+    assert!(matches!(error, RegistryError::Foreign { .. }), "{error}");
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn an_encrypted_registry_is_trusted_by_its_certificate() {
+    use numclip::fleet::Transport;
+    use std::net::ToSocketAddrs as _;
+
+    // The name of this machine, as seen from outside: not its loopback.
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let host = host.trim();
+    if (host, 1).to_socket_addrs().is_err() {
+        eprintln!("skipped: {host} has no address");
+        return;
+    }
+    let shop = Workshop::new();
+    let place = shop.at("");
+    let made = Process::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args([
+            "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=test",
+        ])
+        .args(["-addext", &format!("subjectAltName=DNS:{host}")])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .current_dir(&place)
+        .output();
+    if !made.is_ok_and(|made| made.status.success()) {
+        eprintln!("skipped: no openssl on this machine");
+        return;
+    }
+    let more = format!(
+        "  tls:\n    certificate: {0}/cert.pem\n    key: {0}/key.pem\n",
+        place.display()
+    );
+    let Some(store) = Store::start_with(&place, "0.0.0.0", &more) else {
+        return;
+    };
+    let (package, signature) = shop.package("1.0.0");
+    let name = format!("{host}:{}/tiny:1", store.port);
+    let reference: Reference = name.parse().unwrap();
+    let with = |ca: Option<PathBuf>| Access {
+        transport: Transport {
+            ca,
+            plain_http: false,
+        },
+        ..access(None)
+    };
+    let trusting = Registry::new(&reference, &with(Some(shop.at("cert.pem")))).unwrap();
+    trusting
+        .push(&package, Some(&signature), &mut |_| ())
+        .unwrap();
+    fetch(&trusting, &shop.at("out")).unwrap();
+    let doubting = Registry::new(&reference, &with(None)).unwrap();
+    let error = doubting.offer().map(drop).unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
 }

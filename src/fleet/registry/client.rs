@@ -1,7 +1,7 @@
 //! Requests to a registry, let in as it wants.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 use ureq::http::{Response, StatusCode};
@@ -105,18 +105,21 @@ impl Registry {
         right: Right,
         request: impl Fn(Option<&str>) -> Result<Response<Body>, ureq::Error>,
     ) -> Result<Response<Body>, RegistryError> {
-        let pass = self.pass.lock().unwrap_or_else(PoisonError::into_inner);
-        let pass = pass.clone();
+        let pass = self.held_pass().clone();
         let mut answer = request(pass.as_deref()).map_err(|error| self.away(error))?;
         if answer.status() == StatusCode::UNAUTHORIZED {
             let pass = self.enter(&answer, right)?;
             answer = request(Some(&pass)).map_err(|error| self.away(error))?;
-            *self.pass.lock().unwrap_or_else(PoisonError::into_inner) = Some(pass);
+            *self.held_pass() = Some(pass);
         }
         match answer.status() {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.denied(&mut answer)),
             _ => Ok(answer),
         }
+    }
+
+    fn held_pass(&self) -> MutexGuard<'_, Option<String>> {
+        self.pass.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where an upload goes on, and the pass to show there: none on another
