@@ -374,7 +374,7 @@ fn a_rollout_halts_and_says_why() {
     assert_eq!(code, 1, "{stderr}");
     let last = &steps.last().unwrap()["stages"][0];
     assert_eq!((&last["failed"], &last["waiting"]), (&json!(1), &json!(1)));
-    let (code, _, _) = numclip(&place, &["rollout", "plan.toml", "--status"]);
+    let (code, _, _) = numclip(&place, &["rollout", "plan.toml", "--status", "--json"]);
     assert_eq!(code, 1);
     until("the order is taken back", || site.serves("cam1", "1.0.0"));
     assert!(site.watcher.on("fleet/cam2/order").is_empty());

@@ -29,11 +29,13 @@ pub struct Store {
 impl Store {
     /// A registry in `folder`, where there is one on this machine.
     pub fn start(folder: &Path, locked: bool) -> Option<Self> {
+        let passwords = folder.join("registry/htpasswd");
+        fs::create_dir_all(folder.join("registry")).unwrap();
+        fs::write(&passwords, HTPASSWD).unwrap();
         let lock = format!(
-            "auth:\n  htpasswd:\n    realm: test\n    path: {}/htpasswd\n",
-            folder.display()
+            "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+            passwords.display()
         );
-        fs::write(folder.join("htpasswd"), HTPASSWD).unwrap();
         Self::start_with(folder, "127.0.0.1", if locked { &lock } else { "" })
     }
 
@@ -277,7 +279,7 @@ fn doors_stay_shut_without_the_right_password() {
         shop.at("out").display().to_string(),
         config.display().to_string(),
     ];
-    let pull = ["pull", &name, "--out", &out];
+    let pull = ["pull", &name, "--out", &out, "--json"];
     let (code, _, stderr) = numclip(&pull);
     assert!(code == 1 && stderr.contains("access denied"), "{stderr}");
     assert!(!shop.at("out").exists());
