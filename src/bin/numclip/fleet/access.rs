@@ -30,7 +30,7 @@ pub struct AccessArgs {
     /// Certificates to trust, rather than the system's (PEM).
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Speak to other machines without encryption. This machine always is.
+    /// Speak to other machines without encryption too, as to this one.
     #[arg(long)]
     plain_http: bool,
 }
