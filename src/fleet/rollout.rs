@@ -456,3 +456,6 @@ impl Tally {
 fn is_over(since: u64, limits: &Limits, now: u64) -> bool {
     now.saturating_sub(since) >= limits.patience.seconds()
 }
+
+#[cfg(test)]
+mod tests;
