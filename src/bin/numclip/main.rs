@@ -13,6 +13,8 @@ mod config;
 #[cfg(feature = "live")]
 mod doctor;
 mod exit;
+#[cfg(feature = "fleet")]
+mod fleet;
 #[cfg(feature = "flash")]
 mod flash;
 #[cfg(feature = "tract")]
@@ -75,6 +77,9 @@ enum Command {
     #[cfg(feature = "flash")]
     #[command(flatten)]
     Flash(flash::Command),
+    #[cfg(feature = "fleet")]
+    #[command(flatten)]
+    Fleet(fleet::Command),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -129,6 +134,8 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Calibrate(args) => calibrate::run(&args),
         #[cfg(feature = "flash")]
         Command::Flash(command) => flash::run(&command),
+        #[cfg(feature = "fleet")]
+        Command::Fleet(command) => fleet::run(&command),
     }
 }
 
