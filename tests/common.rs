@@ -128,7 +128,7 @@ pub fn golden_by_tract(contents: &Contents) -> Golden {
     let bins = Bins::new(manifest.bins.bin, embeddings()).unwrap();
     let (scale, range) = (manifest.logit_scale, manifest.task.range);
     let estimator = Estimator::new(bins, manifest.regressor, scale, range, None).unwrap();
-    let bright = image::RgbImage::from_pixel(9, 9, image::Rgb([230; 3])).into();
+    let bright = RgbImage::from_pixel(9, 9, image::Rgb([230; 3])).into();
     let encode = |tensor: &[f32]| session.encode(tensor);
     let case = record(bright, &manifest.preprocess, &estimator, encode).unwrap();
     Golden { cases: vec![case] }
