@@ -33,6 +33,10 @@ pub const USUAL_SHARE: f32 = 0.99;
 const CHOOSES_ONE_IN: usize = 5;
 /// Fewer groups than this all choose the form and fix the size.
 const MIN_GROUPS_TO_SPLIT: usize = 100;
+/// Groups that may lie beyond a quantile, the new one among them; with fewer,
+/// the quantile by groups is that of the worst picture seen. (The share is a
+/// 32-bit float: not quite 2.)
+const MIN_GROUPS_BEYOND: f64 = 2.0 - 1e-5;
 /// Pictures for each number of a match, for its covariance to mean something.
 const PICTURES_PER_NUMBER: usize = 10;
 /// Floors to choose from, as multiples of the median spread; the last stands
@@ -161,7 +165,11 @@ fn quantile(
         .iter()
         .map(|s| (score(s), 1.0 / sizes[&s.group] as f64));
     let single = scored.iter().map(|s| (score(s), 1.0));
-    let by_group = weighted_quantile(by_group.collect(), sizes.len(), share);
+    let beyond = (sizes.len() + 1) as f64 * (1.0 - f64::from(share));
+    let by_group = match beyond >= MIN_GROUPS_BEYOND {
+        true => weighted_quantile(by_group.collect(), sizes.len(), share),
+        false => None,
+    };
     by_group.map(|q| (q, sizes.len())).or_else(|| {
         let single = weighted_quantile(single.collect(), scored.len(), share);
         single.map(|q| (q, scored.len()))
