@@ -12,6 +12,7 @@ use thiserror::Error;
 use super::disk::Folder;
 use super::install::{self, Outcome, Source};
 use super::service::{Health, Service};
+use super::shadow::{Comparison, compare};
 use super::store::{StoreError, intact, listing, state};
 use crate::bundle::{Bundle, STATE, State, slot};
 use crate::package::Header;
@@ -73,11 +74,15 @@ pub enum DeviceError {
 }
 
 /// A step of an update that is worth telling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
     /// Golden vectors are replayed on the device's own engine.
     Proving,
+    /// The new model runs beside the one that serves, on kept pictures.
+    Comparing,
+    /// They agree well enough.
+    Compared(Comparison),
     /// The new model serves.
     Switched,
 }
@@ -138,6 +143,11 @@ impl Device {
         })
     }
 
+    /// How its service is told and watched.
+    pub(super) fn service(&self) -> &Service {
+        &self.service
+    }
+
     /// The keys that this device trusts.
     ///
     /// # Errors
@@ -147,7 +157,7 @@ impl Device {
     }
 
     /// Installs a package: signature against `trust`, files from `source`,
-    /// golden vectors, switch, then the service is told and watched. If it is
+    /// golden vectors, the comparison that the package asks for, switch, then the service is told and watched. If it is
     /// not well with the new model, the one before serves again.
     ///
     /// # Errors
@@ -162,10 +172,23 @@ impl Device {
         tell: &mut dyn FnMut(Stage),
     ) -> Result<Outcome, DeviceError> {
         check_header(header, signature, trust)?;
-        let root = &self.root;
+        let (root, pictures) = (&self.root, &self.service.pictures);
+        let shadow = header.index().shadow.zip(state(&self.folder)?.serving);
         let mut check = |digest: &str| {
             tell(Stage::Proving);
-            prove(root, digest)
+            let candidate = proved(root, digest)?;
+            let Some((budget, serving)) = &shadow else {
+                return Ok(());
+            };
+            // A model that can no longer be used is no measure for another.
+            let Ok(serves) = loaded(root, serving) else {
+                return Ok(());
+            };
+            tell(Stage::Comparing);
+            if let Some(comparison) = compare(&serves, &candidate, pictures, *budget)? {
+                tell(Stage::Compared(comparison));
+            }
+            Ok(())
         };
         let folder = &mut self.folder;
         let outcome = install::install(folder, header, source, allow_downgrade, &mut check)?;
@@ -185,7 +208,9 @@ impl Device {
     pub fn rollback(&mut self) -> Result<(), DeviceError> {
         let before = state(&self.folder)?;
         let root = &self.root;
-        install::rollback(&mut self.folder, &mut |digest| prove(root, digest))?;
+        install::rollback(&mut self.folder, &mut |digest| {
+            proved(root, digest).map(drop)
+        })?;
         self.hand_over(&before)
     }
 
@@ -254,16 +279,13 @@ fn model(folder: &Folder, sha256: String) -> Model {
     }
 }
 
-/// Replays the golden vectors of a bundle of the store on this machine.
-fn prove(root: &Path, digest: &str) -> Result<(), StoreError> {
-    let refused = |message: String| StoreError::Check(message);
-    let bundle =
-        Bundle::open(&root.join(slot(digest))).map_err(|error| refused(error.to_string()))?;
-    let pipeline = Pipeline::new(bundle, None).map_err(|error| refused(error.to_string()))?;
-    let replays = replay(&pipeline).map_err(|error| refused(error.to_string()))?;
+/// A bundle of the store that gives its golden vectors on this machine.
+fn proved(root: &Path, digest: &str) -> Result<Pipeline, StoreError> {
+    let pipeline = loaded(root, digest)?;
+    let replays = replay(&pipeline).map_err(|error| StoreError::Check(error.to_string()))?;
     match replays.iter().find(|replay| !replay.passed) {
-        None => Ok(()),
-        Some(replay) => Err(refused(format!(
+        None => Ok(pipeline),
+        Some(replay) => Err(StoreError::Check(format!(
             "golden case {}: engine {} gives {} for {} (cosine {:.5})",
             replay.case,
             pipeline.engine(),
@@ -272,6 +294,13 @@ fn prove(root: &Path, digest: &str) -> Result<(), StoreError> {
             replay.cosine
         ))),
     }
+}
+
+fn loaded(root: &Path, digest: &str) -> Result<Pipeline, StoreError> {
+    let refused = |message: String| StoreError::Check(message);
+    let bundle =
+        Bundle::open(&root.join(slot(digest))).map_err(|error| refused(error.to_string()))?;
+    Pipeline::new(bundle, None).map_err(|error| refused(error.to_string()))
 }
 
 /// Whether the lock could be had in time.
