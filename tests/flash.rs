@@ -68,6 +68,22 @@ impl Workshop {
         (package, signature)
     }
 
+    pub fn sign(&self, package: &Package) -> Signature {
+        sign_package(package, &self.key).unwrap()
+    }
+
+    /// The signed package of a model that ships; its path.
+    pub fn shipped(&self, name: &str) -> PathBuf {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("models")
+            .join(name);
+        let path = self.at(name);
+        let package = write(&path, &pack(&model).unwrap()).unwrap();
+        let signature = sign_package(&package, &self.key).unwrap();
+        fs::write(self.at(&format!("{name}.minisig")), signature.to_string()).unwrap();
+        path
+    }
+
     fn place(&self, (package, signature): &(Package, Signature)) -> Result<Delivery, DeviceError> {
         place(&self.device(), package, signature, None, false, &mut |_| ())
     }

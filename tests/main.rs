@@ -22,6 +22,10 @@ mod package;
 #[cfg(feature = "live")]
 mod reload;
 #[cfg(feature = "flash")]
+mod medium;
+#[cfg(feature = "flash")]
+mod runtime;
+#[cfg(feature = "flash")]
 mod ssh;
 #[cfg(feature = "http")]
 mod page;

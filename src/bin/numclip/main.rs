@@ -16,6 +16,8 @@ mod flash;
 mod inputs;
 mod inspect;
 mod labels;
+#[cfg(feature = "manual")]
+mod manual;
 mod predict;
 #[cfg(feature = "live")]
 mod run;
@@ -67,6 +69,9 @@ enum Command {
     #[cfg(feature = "flash")]
     #[command(flatten)]
     Flash(flash::Command),
+    #[cfg(feature = "manual")]
+    #[command(hide = true)]
+    Manual(manual::Args),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -117,6 +122,8 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Bench(args) => bench::run(&args, start),
         #[cfg(feature = "flash")]
         Command::Flash(command) => flash::run(&command),
+        #[cfg(feature = "manual")]
+        Command::Manual(args) => manual::run(&args),
     }
 }
 
