@@ -57,7 +57,7 @@ fn one_command_makes_a_device_of_a_system() {
         assert!(output.status.success(), "{words}");
         words
     };
-    assert!(flash().contains("installed"));
+    assert!(flash().contains("installed; program: installed"));
     let installed = root.join("usr/local/bin/numclip");
     assert_eq!(fs::read(&installed).unwrap(), program());
     let mode = fs::metadata(&installed).unwrap().permissions().mode();
@@ -76,7 +76,7 @@ fn one_command_makes_a_device_of_a_system() {
     fs::write(store.join("device.toml"), "").unwrap();
     let settings = root.join("etc/numclip/numclip.toml");
     fs::write(&settings, "# mine\n").unwrap();
-    assert!(flash().contains("already there"));
+    assert!(flash().contains("already there; program: skipped"));
     assert_eq!(fs::read_to_string(settings).unwrap(), "# mine\n");
     assert_eq!(fs::read_to_string(store.join("device.toml")).unwrap(), "");
 }

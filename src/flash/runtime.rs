@@ -12,8 +12,11 @@ mod program;
 mod swap;
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -23,12 +26,12 @@ use super::store::{StoreError, state, write_file};
 use super::wire::Delivery;
 use crate::bundle::sha256;
 use crate::signature::PublicKey;
-pub use program::Processor;
-
 use swap::{CURRENT, NEXT, replace, restore};
 
+pub use program::Processor;
+
 const UNIT: &str = include_str!("runtime/numclip.service");
-const USER: &str = include_str!("runtime/sysusers.conf");
+const USER: &str = include_str!("runtime/numclip.conf");
 const SETTINGS: &str = include_str!("runtime/numclip.toml");
 const WATCHED: &str = include_str!("runtime/device.toml");
 
@@ -308,13 +311,26 @@ fn make_folder(path: &Path) -> Result<(), RuntimeError> {
 
 /// Whether a program starts and says that it is numclip.
 fn runs(program: &Path) -> Result<(), String> {
-    let output = Command::new(program).arg("--version").output();
-    let output = output.map_err(|error| error.to_string())?;
+    let output = output_of(program).map_err(|error| error.to_string())?;
     let words = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     match output.status.success() && words.starts_with("numclip ") {
         true => Ok(()),
         false => Err(format!("{} ({})", words.trim(), output.status)),
     }
+}
+
+/// A process that another thread starts right now may still hold the file as
+/// it was written: that passes.
+fn output_of(program: &Path) -> io::Result<Output> {
+    for _ in 0..100 {
+        match Command::new(program).arg("--version").output() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+    Err(io::ErrorKind::ExecutableFileBusy.into())
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<(), RuntimeError> {

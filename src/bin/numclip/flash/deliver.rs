@@ -131,6 +131,12 @@ fn program(path: &Path, args: &Args) -> Result<Program> {
     Program::read(path, key.transpose()?)
 }
 
+/// How things arrived.
+struct Arrival {
+    program: Option<Delivery>,
+    model: Delivery,
+}
+
 /// What is delivered, and how.
 struct Cargo {
     runtime: Option<Program>,
@@ -142,29 +148,34 @@ struct Cargo {
 }
 
 impl Cargo {
-    fn deliver(&self, target: &Target, bar: &ProgressBar) -> Result<Delivery> {
+    fn deliver(&self, target: &Target, bar: &ProgressBar) -> Result<Arrival> {
         let (host, port) = match target {
             Target::Folder(root) => {
-                if let Some(program) = &self.runtime {
-                    program.place(root)?;
-                }
+                let program = self.runtime.as_ref();
+                let program = program.map(|program| program.place(root)).transpose()?;
                 let trust = self.trust.as_ref();
-                return Ok(place(
+                let model = place(
                     root,
                     &self.package,
                     &self.signature,
                     trust,
                     self.allow_downgrade,
                     &mut |progress| show(bar, progress),
-                )?);
+                )?;
+                return Ok(Arrival { program, model });
             }
             Target::Device { host, port } => (host, *port),
         };
-        if let Some(program) = &self.runtime {
-            let mut show = |progress| show(bar, progress);
-            patiently(bar, || program.send(&self.reach, host, port, &mut show))?;
-        }
-        patiently(bar, || self.send(host, port, bar))
+        let program = match &self.runtime {
+            None => None,
+            Some(program) => {
+                let mut show = |progress| show(bar, progress);
+                let mut send = || program.send(&self.reach, host, port, &mut show);
+                Some(patiently(bar, &mut send)?)
+            }
+        };
+        let model = patiently(bar, &mut || self.send(host, port, bar))?;
+        Ok(Arrival { program, model })
     }
 
     fn send(&self, host: &str, port: Option<u16>, bar: &ProgressBar) -> Result<Delivery> {
@@ -191,7 +202,7 @@ impl Cargo {
 }
 
 /// Tries again what broke off.
-fn patiently(bar: &ProgressBar, mut send: impl FnMut() -> Result<Delivery>) -> Result<Delivery> {
+fn patiently(bar: &ProgressBar, send: &mut dyn FnMut() -> Result<Delivery>) -> Result<Delivery> {
     let mut attempt = 1;
     loop {
         match send() {
@@ -264,20 +275,33 @@ fn name(args: &Args, target: &Target) -> String {
     padded(&target.to_string(), longest.max().unwrap_or(0))
 }
 
-fn tell(args: &Args, target: &Target, result: &Result<Delivery>) -> std::io::Result<()> {
+fn tell(args: &Args, target: &Target, result: &Result<Arrival>) -> std::io::Result<()> {
     let mut stdout = anstream::stdout().lock();
     if args.json {
-        let (delivery, error) = match result {
-            Ok(delivery) => (Some(*delivery), None),
-            Err(error) => (None, Some(format!("{error:#}"))),
+        let line = match result {
+            Ok(Arrival { program, model }) => {
+                json!({"target": target.to_string(), "runtime": program, "delivery": model, "error": null})
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                json!({"target": target.to_string(), "runtime": null, "delivery": null, "error": error})
+            }
         };
-        let line = json!({"target": target.to_string(), "delivery": delivery, "error": error});
         return writeln!(stdout, "{line}");
     }
     let words = match result {
-        Ok(Delivery::Installed) => "\x1b[32minstalled\x1b[0m".into(),
-        Ok(Delivery::AlreadyThere) => "skipped, already there".into(),
+        Ok(Arrival { program, model }) => {
+            let program = program.map(|program| format!("; program: {}", described(program)));
+            described(*model).to_owned() + &program.unwrap_or_default()
+        }
         Err(error) => format!("\x1b[1;31mfailed\x1b[0m  {error:#}"),
     };
     writeln!(stdout, "{}  {words}", name(args, target))
+}
+
+fn described(delivery: Delivery) -> &'static str {
+    match delivery {
+        Delivery::Installed => "\x1b[32minstalled\x1b[0m",
+        Delivery::AlreadyThere => "skipped, already there",
+    }
 }
