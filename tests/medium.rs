@@ -71,7 +71,7 @@ fn no_room_for_two_slots_is_told_before_anything_is_written() {
         return;
     };
     medium.place(&shop.package("1.0.0")).unwrap();
-    fs::write(medium.0.join("ballast"), vec![0; 20 << 10]).unwrap();
+    fs::write(medium.0.join("ballast"), vec![0; 40 << 10]).unwrap();
     let next = shop.package("1.1.0");
     let error = medium.place(&next).unwrap_err().to_string();
     assert!(

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use numclip::flash::{Delivery, Processor, RuntimeError, install_runtime};
+use numclip::flash::{Delivery, Processor, RuntimeError, Site, install_runtime};
 use tempfile::TempDir;
 
 use crate::flash::Workshop;
@@ -72,6 +72,12 @@ fn one_command_makes_a_device_of_a_system() {
     let watched = fs::read_to_string(store.join("device.toml")).unwrap();
     assert!(watched.contains("systemctl restart numclip"), "{watched}");
     assert_eq!(fs::read_dir(store.join("trust.d")).unwrap().count(), 1);
+    // Whoever flashes a card does not run what the card says.
+    let traitor = format!("health = 'touch {}'\n", shop.at("traitor").display());
+    fs::write(store.join("device.toml"), traitor).unwrap();
+    flash();
+    numclip::flash::status(&store).unwrap();
+    assert!(!shop.at("traitor").exists());
     // What belongs to the owner stays as the owner wants it.
     fs::write(store.join("device.toml"), "").unwrap();
     let settings = root.join("etc/numclip/numclip.toml");
@@ -84,7 +90,7 @@ fn one_command_makes_a_device_of_a_system() {
 #[test]
 fn the_settings_that_are_installed_can_be_read() {
     let (folder, store) = prepared();
-    install_runtime(&store, &program(), None).unwrap();
+    install_runtime(&store, &program(), None, Site::Here).unwrap();
     let output = Command::new(assert_cmd::cargo::cargo_bin!("numclip"))
         .args(["config", "check"])
         .arg(folder.path().join("etc/numclip/numclip.toml"))
@@ -109,12 +115,12 @@ fn a_program_with_which_the_service_is_not_well_goes_again() {
     fs::write(store.join("device.toml"), watched).unwrap();
     shop.trust(&store);
     assert_eq!(
-        install_runtime(&store, &program(), None).unwrap(),
+        install_runtime(&store, &program(), None, Site::Here).unwrap(),
         Delivery::Installed
     );
     assert!(!log.exists(), "nothing serves yet");
     numclip::flash::place(&store, &package, &signature, None, false, &mut |_| ()).unwrap();
-    let error = install_runtime(&store, &other_program(), None).unwrap_err();
+    let error = install_runtime(&store, &other_program(), None, Site::Here).unwrap_err();
     assert!(matches!(error, RuntimeError::Unhealthy { .. }), "{error}");
     assert!(error.to_string().contains("runs again"), "{error}");
     assert_eq!(fs::read(&bin).unwrap(), program());
@@ -125,11 +131,11 @@ fn a_program_with_which_the_service_is_not_well_goes_again() {
 fn what_is_no_program_for_the_device_is_refused_with_the_reason() {
     let (folder, store) = prepared();
     let refused = |store: &Path, program: &[u8]| {
-        install_runtime(store, program, None)
+        install_runtime(store, program, None, Site::Here)
             .unwrap_err()
             .to_string()
     };
-    install_runtime(&store, &program(), None).unwrap();
+    install_runtime(&store, &program(), None, Site::Here).unwrap();
     let installed = || fs::read(folder.path().join("usr/local/bin/numclip")).unwrap();
     assert!(refused(&store, b"#!/bin/sh\n").contains("not a program"));
     // Starts, but is another program.

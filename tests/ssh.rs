@@ -12,15 +12,17 @@ use crate::flash::Workshop;
 use crate::runtime;
 
 const DEVICES: usize = 20;
+/// Ports of one server: sshd listens on 16 at most.
+const PORTS: usize = 10;
 
 struct Server {
     folder: PathBuf,
     ports: Vec<u16>,
-    child: Child,
+    children: Vec<Child>,
 }
 
 impl Server {
-    /// A server that runs `numclip store …` on the store of the port it is
+    /// Servers that run `numclip store …` on the store of the port they are
     /// reached by; `None` where there is no sshd.
     fn start(folder: &Path) -> Option<Self> {
         let sshd = ["/usr/sbin/sshd", "/usr/bin/sshd"];
@@ -36,32 +38,40 @@ impl Server {
         // As root it wants a folder that only the package's service makes.
         let _ = fs::create_dir("/run/sshd");
         let ports = free_ports();
-        fs::write(folder.join("config"), config(folder, &ports)).unwrap();
         fs::write(folder.join("dispatch"), DISPATCH).unwrap();
-        let child = Command::new(sshd)
-            .args(["-D", "-e", "-f"])
-            .arg(folder.join("config"))
-            .stderr(fs::File::create(folder.join("log")).unwrap())
-            .spawn()
-            .ok()?;
+        let serve = |(index, ports): (usize, &[u16])| {
+            let file = folder.join(format!("config-{index}"));
+            fs::write(&file, config(folder, ports)).unwrap();
+            let log = fs::File::create(folder.join(format!("log-{index}"))).unwrap();
+            let mut command = Command::new(sshd);
+            command.args(["-D", "-e", "-f"]).arg(file).stderr(log);
+            command.spawn().unwrap()
+        };
         let server = Self {
             folder: folder.into(),
+            children: ports.chunks(PORTS).enumerate().map(serve).collect(),
             ports,
-            child,
         };
-        server.answers().then_some(server)
+        assert!(server.answers(), "sshd does not answer: {}", server.log());
+        Some(server)
+    }
+
+    fn log(&self) -> String {
+        let logs = (0..self.children.len()).map(|index| self.folder.join(format!("log-{index}")));
+        logs.map(|log| fs::read_to_string(log).unwrap_or_default())
+            .collect()
     }
 
     fn answers(&self) -> bool {
         let start = Instant::now();
-        let last = self.ports[DEVICES - 1];
-        while start.elapsed() < Duration::from_secs(10) {
-            if TcpStream::connect(("127.0.0.1", last)).is_ok() {
-                return true;
+        let answers = |port: &u16| TcpStream::connect(("127.0.0.1", *port)).is_ok();
+        while !self.ports.iter().all(answers) {
+            if start.elapsed() > Duration::from_secs(20) {
+                return false;
             }
             thread::sleep(Duration::from_millis(50));
         }
-        false
+        true
     }
 
     fn device(&self, index: usize) -> PathBuf {
@@ -110,9 +120,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        for child in &mut self.children {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

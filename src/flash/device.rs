@@ -87,6 +87,15 @@ pub enum Stage {
     Switched,
 }
 
+/// Whose a store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// This machine's: its service is told and watched.
+    Here,
+    /// That of a system which is mounted: its service does not run here.
+    Mounted,
+}
+
 /// What a store holds and how the device is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -117,12 +126,38 @@ pub struct Model {
     pub fault: Option<String>,
 }
 
+impl Site {
+    /// A store in the place that it has in a system is that system's; one that
+    /// lies elsewhere is this machine's.
+    pub fn of(store: &Path) -> Self {
+        match root_around(store) {
+            Some(root) if root != Path::new("/") => Self::Mounted,
+            _ => Self::Here,
+        }
+    }
+}
+
+/// The root of the system in which `store` has the place of [`STORE`].
+pub(super) fn root_around(store: &Path) -> Option<PathBuf> {
+    let below = STORE.trim_start_matches('/');
+    let root = store.to_str()?.trim_end_matches('/').strip_suffix(below)?;
+    root.ends_with('/').then(|| root.into())
+}
+
 impl Device {
     /// Takes hold of the store at `root`, which is made if it does not exist.
     ///
     /// # Errors
     /// [`DeviceError`] when it cannot be made, is in use or ill configured.
     pub fn open(root: &Path) -> Result<Self, DeviceError> {
+        Self::open_on(root, Site::of(root))
+    }
+
+    /// The same where it is known whose store it is.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub(super) fn open_on(root: &Path, site: Site) -> Result<Self, DeviceError> {
         fs::create_dir_all(root).map_err(file(root))?;
         let path = root.join(LOCK);
         let lock = File::options().create(true).append(true).open(&path);
@@ -138,7 +173,7 @@ impl Device {
         Ok(Self {
             root: root.into(),
             folder: Folder::new(root),
-            service: service(root)?,
+            service: service(root, site)?,
             _lock: lock,
         })
     }
@@ -257,7 +292,7 @@ pub fn status(root: &Path) -> Result<Status, DeviceError> {
     Ok(Status {
         serving: model(state.serving),
         previous: model(state.previous),
-        health: service(root)?.health(),
+        health: service(root, Site::of(root))?.health(),
         uptime_s: uptime(),
         temperature_c: temperature(),
         numclip: env!("CARGO_PKG_VERSION").into(),
@@ -316,13 +351,18 @@ fn held(lock: &File) -> io::Result<bool> {
     }
 }
 
-fn service(root: &Path) -> Result<Service, DeviceError> {
+fn service(root: &Path, site: Site) -> Result<Service, DeviceError> {
     let path = root.join(SERVICE);
     match fs::read_to_string(&path) {
-        Ok(text) => toml::from_str(&text).map_err(|error| DeviceError::File {
-            path: path.display().to_string(),
-            message: error.to_string(),
-        }),
+        Ok(text) => match toml::from_str(&text) {
+            Ok(service) if site == Site::Here => Ok(service),
+            // Commands of a mounted system are none of this machine's.
+            Ok(_) => Ok(Service::default()),
+            Err(error) => Err(DeviceError::File {
+                path: path.display().to_string(),
+                message: error.to_string(),
+            }),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Service::default()),
         Err(error) => Err(file(&path)(error)),
     }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::device::{Device, DeviceError, SERVICE, STORE, TRUST};
+use super::device::{Device, DeviceError, SERVICE, STORE, Site, TRUST, root_around};
 use super::disk::{Disk as _, Folder};
 use super::store::{StoreError, state, write_file};
 use super::wire::Delivery;
@@ -94,8 +94,9 @@ impl From<StoreError> for RuntimeError {
 /// Installs `program` on the system to which the store at `store` belongs: the
 /// machine's own, or one that is mounted. The new program is run once before
 /// it takes the place of the old one; then the service starts again and is
-/// watched. If it is not well, the old program comes back. A device that
-/// trusts nobody yet trusts `key` from then on.
+/// watched, if `site` says that it runs here. If it is not well, the old
+/// program comes back. A device that trusts nobody yet trusts `key` from then
+/// on.
 ///
 /// # Errors
 /// [`RuntimeError`].
@@ -103,6 +104,7 @@ pub fn install_runtime(
     store: &Path,
     program: &[u8],
     key: Option<&PublicKey>,
+    site: Site,
 ) -> Result<Delivery, RuntimeError> {
     let processor = Processor::of(program).ok_or(RuntimeError::Foreign)?;
     let system = System::around(store)?;
@@ -118,7 +120,7 @@ pub fn install_runtime(
     if let Some(key) = key {
         trust(store, key)?;
     }
-    let device = Device::open(store)?;
+    let device = Device::open_on(store, site)?;
     let unit_before = fs::read_to_string(system.at(UNIT_PATH)).ok();
     let is_new = system.exchange(program)?;
     let is_other = system.place_unit()?;
@@ -156,16 +158,12 @@ struct System {
 
 impl System {
     fn around(store: &Path) -> Result<Self, RuntimeError> {
-        let no_system = || RuntimeError::NoSystem {
-            path: store.display().to_string(),
-        };
-        let below = STORE.trim_start_matches('/');
-        let path = store.to_str().ok_or_else(no_system)?;
-        let root = path.trim_end_matches('/').strip_suffix(below);
-        let root = root
-            .filter(|root| root.ends_with('/'))
-            .ok_or_else(no_system)?;
-        Ok(Self { root: root.into() })
+        match root_around(store) {
+            Some(root) => Ok(Self { root }),
+            None => Err(RuntimeError::NoSystem {
+                path: store.display().to_string(),
+            }),
+        }
     }
 
     fn at(&self, path: &str) -> PathBuf {

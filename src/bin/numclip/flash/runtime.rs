@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use numclip::flash::{
-    Delivery, Processor, Progress, Reach, RuntimeError, SendError, install_runtime,
+    Delivery, Processor, Progress, Reach, RuntimeError, SendError, Site, install_runtime,
 };
 use numclip::signature::PublicKey;
 use sha2::{Digest as _, Sha256};
@@ -70,7 +70,13 @@ impl Program {
     /// # Errors
     /// [`RuntimeError`].
     pub fn place(&self, store: &Path) -> Result<Delivery> {
-        Ok(install_runtime(store, &self.bytes, self.key.as_ref())?)
+        let site = Site::of(store);
+        Ok(install_runtime(
+            store,
+            &self.bytes,
+            self.key.as_ref(),
+            site,
+        )?)
     }
 
     /// Brings it to a device, and goes on where an earlier attempt broke off.

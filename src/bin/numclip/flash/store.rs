@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use numclip::flash::{Device, STORE, Status, install_runtime, receive, status};
+use numclip::flash::{Device, STORE, Site, Status, install_runtime, receive, status};
 use numclip::signature::PublicKey;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<Exit> {
         Action::Runtime { ref trust } => {
             let program = fs::read("/proc/self/exe").context("cannot read this program")?;
             let key = trust.as_deref().map(str::parse::<PublicKey>).transpose()?;
-            let delivery = install_runtime(&args.store, &program, key.as_ref())?;
+            let delivery = install_runtime(&args.store, &program, key.as_ref(), Site::Here)?;
             format!("{}\n", serde_json::to_string(&delivery)?)
         }
     };
