@@ -76,7 +76,7 @@ fn one_command_makes_a_device_of_a_system() {
     let traitor = format!("health = 'touch {}'\n", shop.at("traitor").display());
     fs::write(store.join("device.toml"), traitor).unwrap();
     flash();
-    numclip::flash::status(&store).unwrap();
+    numclip::flash::status_on(&store, Site::of(&store)).unwrap();
     assert!(!shop.at("traitor").exists());
     // What belongs to the owner stays as the owner wants it.
     fs::write(store.join("device.toml"), "").unwrap();

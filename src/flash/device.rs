@@ -145,19 +145,20 @@ pub(super) fn root_around(store: &Path) -> Option<PathBuf> {
 }
 
 impl Device {
-    /// Takes hold of the store at `root`, which is made if it does not exist.
+    /// Takes hold of this machine's store at `root`, which is made if it does
+    /// not exist.
     ///
     /// # Errors
     /// [`DeviceError`] when it cannot be made, is in use or ill configured.
     pub fn open(root: &Path) -> Result<Self, DeviceError> {
-        Self::open_on(root, Site::of(root))
+        Self::open_on(root, Site::Here)
     }
 
-    /// The same where it is known whose store it is.
+    /// The same for a store that may be another system's.
     ///
     /// # Errors
     /// As [`Device::open`].
-    pub(super) fn open_on(root: &Path, site: Site) -> Result<Self, DeviceError> {
+    pub fn open_on(root: &Path, site: Site) -> Result<Self, DeviceError> {
         fs::create_dir_all(root).map_err(file(root))?;
         let path = root.join(LOCK);
         let lock = File::options().create(true).append(true).open(&path);
@@ -276,11 +277,19 @@ impl Device {
     }
 }
 
-/// What the store at `root` holds, read without holding it.
+/// What this machine's store at `root` holds, read without holding it.
 ///
 /// # Errors
 /// [`DeviceError`] when there is no store, or its state cannot be read.
 pub fn status(root: &Path) -> Result<Status, DeviceError> {
+    status_on(root, Site::Here)
+}
+
+/// The same for a store that may be another system's.
+///
+/// # Errors
+/// As [`status`].
+pub fn status_on(root: &Path, site: Site) -> Result<Status, DeviceError> {
     if !root.join(STATE).exists() {
         let message = "no store; flash a package to make one".into();
         let path = root.display().to_string();
@@ -292,7 +301,7 @@ pub fn status(root: &Path) -> Result<Status, DeviceError> {
     Ok(Status {
         serving: model(state.serving),
         previous: model(state.previous),
-        health: service(root, Site::of(root))?.health(),
+        health: service(root, site)?.health(),
         uptime_s: uptime(),
         temperature_c: temperature(),
         numclip: env!("CARGO_PKG_VERSION").into(),
