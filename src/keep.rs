@@ -20,7 +20,7 @@ use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 
 use crate::live::{Glimpse, Tap};
-use crate::preprocess::Preprocessor;
+use crate::preprocess::{Filter, Preprocessor};
 use crate::view::RegionError;
 
 /// Longest side of a picture in pixels.
@@ -112,7 +112,7 @@ fn write(path: &Path, glimpse: &Glimpse, preprocessor: &mut Preprocessor) -> io:
     let limit = longest.min(u64::from(SIDE));
     let side = |side: u32| (u64::from(side) * limit / longest.max(1)).max(1) as u32;
     let (width, height) = (side(view.width()), side(view.height()));
-    let pixels = preprocessor.shrink(&view, width, height);
+    let pixels = preprocessor.scale(Filter::Bilinear, &view, width, height);
     let next = path.with_extension("new");
     let mut file = BufWriter::new(private(&next)?);
     JpegEncoder::new_with_quality(&mut file, QUALITY)

@@ -74,9 +74,11 @@ impl TargetArgs {
 /// When the table cannot be printed.
 pub fn status(args: &StatusArgs) -> Result<Exit> {
     let parse = |text: String| serde_json::from_str(&text).context("not an answer of numclip");
-    let found = args
-        .targets
-        .each("status --json", |root| Ok(status_on(root, Site::of(root))?), parse);
+    let found = args.targets.each(
+        "status --json",
+        |root| Ok(status_on(root, Site::of(root))?),
+        parse,
+    );
     let failed = found.iter().any(|(_, status)| status.is_err());
     let text = match args.json {
         true => found.iter().map(json_line).collect(),
