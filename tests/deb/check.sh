@@ -5,7 +5,7 @@
 # emulated Cortex-A53.
 #
 #     .ci/deb && tests/deb/check.sh target/debian/numclip_*_amd64.deb
-#     .ci/deb aarch64-unknown-linux-gnu && tests/deb/check.sh target/aarch64-unknown-linux-gnu/debian/numclip_*_arm64.deb
+#     .ci/deb aarch64-unknown-linux-gnu && tests/deb/check.sh target/debian/numclip_*_arm64.deb
 set -euo pipefail
 deb=$(realpath "$1")
 cd "$(dirname "$0")/../.."
