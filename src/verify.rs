@@ -1,6 +1,6 @@
 //! Golden vectors replayed: does this machine compute what the trainer did?
 
-use crate::bundle::GoldenCase;
+use crate::bundle::{GoldenCase, pooled};
 use crate::encode::EncodeError;
 use crate::frame::{Frame, FrameError, PixelFormat};
 use crate::pipeline::{Pipeline, Worker};
@@ -78,6 +78,7 @@ fn replay_case(
     let plan = &manifest.preprocess;
     let mut tensor = vec![0.0; plan.pixel_len()];
     plan.normalize(worker.preprocess(&frame), &mut tensor);
+    let tensor = pooled(&tensor, (golden.tensor.len() / 3).isqrt());
     let tensor_levels = levels_apart(&tensor, &golden.tensor, plan.std);
     let embedding = worker.encode()?;
     let cosine = cosine(&embedding, &golden.embedding);

@@ -28,6 +28,10 @@ mod rauc;
 #[cfg(feature = "fleet")]
 mod registry;
 #[cfg(feature = "flash")]
+mod medium;
+#[cfg(feature = "flash")]
+mod runtime;
+#[cfg(feature = "flash")]
 mod ssh;
 #[cfg(feature = "http")]
 mod page;
