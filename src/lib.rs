@@ -23,6 +23,8 @@ pub mod bundle;
 pub mod encode;
 pub mod pipeline;
 pub mod verify;
+#[cfg(feature = "tract")]
+pub mod import;
 #[cfg(feature = "flash")]
 pub mod package;
 #[cfg(feature = "flash")]

@@ -17,6 +17,8 @@ mod fleet;
 #[cfg(feature = "live")]
 mod detect;
 mod golden;
+#[cfg(feature = "int8")]
+mod import;
 #[cfg(feature = "live")]
 mod live;
 #[cfg(feature = "flash")]
@@ -35,5 +37,7 @@ mod runtime;
 mod ssh;
 #[cfg(feature = "http")]
 mod page;
+#[cfg(all(feature = "int8", feature = "synth"))]
+mod prove;
 #[cfg(feature = "http")]
 mod serve;

@@ -6,6 +6,8 @@ use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors, serialize};
 
+use crate::frame::{Frame, FrameError, PixelFormat};
+
 /// One picture with its expected results.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GoldenCase {
@@ -22,6 +24,21 @@ pub struct GoldenCase {
     pub embedding: Vec<f32>,
     /// The value estimated from that embedding, in the task's unit.
     pub value: f32,
+}
+
+impl GoldenCase {
+    /// The picture.
+    ///
+    /// # Errors
+    /// [`FrameError`] when the pixels are not those of its size.
+    pub fn frame(&self) -> Result<Frame, FrameError> {
+        Frame::new(
+            self.width,
+            self.height,
+            PixelFormat::Rgb,
+            self.pixels.clone(),
+        )
+    }
 }
 
 /// The golden vectors of a bundle.

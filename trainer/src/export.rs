@@ -221,12 +221,14 @@ impl Export<'_> {
         };
         let estimator = self.prepared.estimator(self.config, self.model, None)?;
         let interval = calibrate_interval(
-            &self.config.bin,
             &estimator,
+            &self.prepared.dataset,
             &chosen.val,
             self.config.export.coverage,
         );
-        let estimator = self.prepared.estimator(self.config, self.model, interval)?;
+        let estimator = self
+            .prepared
+            .estimator(self.config, self.model, interval.clone())?;
         let mut reports = Vec::new();
         let int8 = int8.as_ref().map(|int8| &int8.encoded);
         for (precision, encoded) in [(Precision::F32, Some(&float)), (Precision::Int8, int8)] {

@@ -3,6 +3,8 @@
 
 mod annotate;
 mod bench;
+#[cfg(feature = "tract")]
+mod calibrate;
 #[cfg(feature = "live")]
 mod cameras;
 mod canvas;
@@ -15,6 +17,8 @@ mod exit;
 mod fleet;
 #[cfg(feature = "flash")]
 mod flash;
+#[cfg(feature = "tract")]
+mod import;
 mod inputs;
 mod inspect;
 mod labels;
@@ -68,6 +72,10 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    #[cfg(feature = "tract")]
+    Import(import::Args),
+    #[cfg(feature = "tract")]
+    Calibrate(calibrate::Args),
     #[cfg(feature = "flash")]
     #[command(flatten)]
     Flash(flash::Command),
@@ -125,6 +133,10 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args, start),
+        #[cfg(feature = "tract")]
+        Command::Import(args) => import::run(&args),
+        #[cfg(feature = "tract")]
+        Command::Calibrate(args) => calibrate::run(&args),
         #[cfg(feature = "flash")]
         Command::Flash(command) => flash::run(&command),
         #[cfg(feature = "fleet")]

@@ -23,6 +23,7 @@ use numclip::settings::{Settings, Stdout};
 use numclip::sink::file::FileSettings;
 use numclip::sink::{Answer, Hub, Sink, SinkError, SinkSpec, Surroundings, Tell};
 use numclip::status::{Board, Status};
+use numclip::verify::prove;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -324,10 +325,14 @@ fn address(settings: &Settings) -> Result<&SourceAddress> {
     address.ok_or_else(|| UsageError("no source: set source.address or --source".into()).into())
 }
 
+/// The model, once it has met all golden vectors of its bundle: a few pictures'
+/// time.
 fn load(settings: &Settings) -> Result<Pipeline> {
     let model = settings.model.path.as_ref();
     let model = model.ok_or_else(|| UsageError("no model: set model.path or --model".into()))?;
-    Ok(Pipeline::new(Bundle::open(model)?, settings.model.engine)?)
+    let pipeline = Pipeline::new(Bundle::open(model)?, settings.model.engine)?;
+    prove(&pipeline)?;
+    Ok(pipeline)
 }
 
 /// Takes events apart until there are no more: readings to the sinks, notices

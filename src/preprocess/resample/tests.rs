@@ -130,7 +130,7 @@ proptest! {
         let line = 3 * frame.width() as usize;
         for filter in FILTERS {
             let mut axis = Axis::default();
-            axis.prepare(whole(source, full), filter);
+            axis.prepare(whole(source, full), filter.into());
             if 3 * axis.width() + SLACK > line {
                 continue;
             }

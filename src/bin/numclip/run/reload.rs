@@ -11,7 +11,6 @@ use numclip::live;
 use numclip::pipeline::Pipeline;
 use numclip::settings::Settings;
 use numclip::sink::{Sink, Surroundings};
-use numclip::verify::replay;
 use sd_notify::NotifyState;
 
 use super::watch::notify;
@@ -91,14 +90,6 @@ fn prepare(
         bail!("http cannot change while it serves; start numclip again");
     }
     let pipeline = Arc::new(load(&settings)?);
-    if replay(&pipeline)?.iter().any(|replay| !replay.passed) {
-        let model = &pipeline.bundle().manifest().model;
-        bail!(
-            "{} {} does not compute on this machine what the trainer did; see numclip verify",
-            model.name,
-            model.version
-        );
-    }
     around.bundle = Arc::clone(pipeline.bundle());
     let (kept, new): (Vec<_>, Vec<_>) = outlets_of(&settings)?
         .into_iter()
