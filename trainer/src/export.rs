@@ -33,7 +33,7 @@ use crate::graph::ConvNet;
 use crate::model::numclip::NumClip;
 use crate::model::{Architecture, ImageEncoder, NotConvolutional};
 use crate::quantize::affine::Affine;
-use crate::quantize::calibrate::calibrate;
+use crate::quantize::recipe::Calibrated;
 use crate::quantize::{int8, onnx, towers};
 use crate::report::{Measured, NamedMetrics, points};
 use measure::Encoded;
@@ -297,14 +297,11 @@ impl Export<'_> {
         indices.shuffle(&mut ChaCha8Rng::seed_from_u64(self.config.train.seed));
         indices.truncate(export.calibration_images);
         let images = measure::tensors(self.config, self.prepared, &indices)?;
-        let taps = calibrate(net, &images, export.range)
-            .map_err(|error| ExportError::Calibrate(format!("{error:#}")))?;
-        Ok(int8::int8(
-            net,
-            Affine::of_input(&self.config.preprocess),
-            &taps,
-            export.bias_correction,
-        ))
+        let fail = |error| ExportError::Calibrate(format!("{error:#}"));
+        let input = Affine::of_input(&self.config.preprocess);
+        let mut calibrated = Calibrated::new(net.clone(), input, &images).map_err(fail)?;
+        let quantized = calibrated.quantize(&export.recipe()).map_err(fail)?;
+        Ok(int8::int8(&quantized))
     }
 
     fn measured(&self, chosen: &Encoded, estimator: &Estimator, reports: &[Report]) -> Measured {
