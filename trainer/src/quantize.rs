@@ -17,6 +17,7 @@ pub mod simulate;
 pub mod round;
 pub mod refine;
 pub mod recipe;
+pub mod aware;
 pub mod int8;
 #[cfg(test)]
 mod tests;

@@ -78,6 +78,28 @@ impl Affine {
     }
 }
 
+impl QuantizedConv {
+    /// The real biases that the integers stand for, behind an input of this scale.
+    pub fn real_bias(&self, input_scale: f32) -> Vec<f32> {
+        let biases = self.bias.iter().zip(&self.scales);
+        let real = |(&bias, &scale): (&i32, &f32)| {
+            (f64::from(bias) * f64::from(input_scale) * f64::from(scale)) as f32
+        };
+        biases.map(real).collect()
+    }
+
+    /// The real weights that the integers stand for.
+    pub fn real_weight(&self) -> Vec<f32> {
+        let fan_in = (self.weight.len() / self.scales.len().max(1)).max(1);
+        let rows = self.weight.chunks_exact(fan_in).zip(&self.scales);
+        let real = |(row, &scale): (&[i8], &f32)| {
+            let real = |&level: &i8| f32::from(level) * scale;
+            row.iter().map(real).collect::<Vec<_>>()
+        };
+        rows.flat_map(real).collect()
+    }
+}
+
 /// Quantises `conv`, whose input has the scale `input_scale`: every weight to the nearest level.
 pub fn quantize_conv(conv: &Conv, input_scale: f32) -> QuantizedConv {
     let rows = conv.weight.chunks_exact(conv.fan_in()).zip(&conv.bias);

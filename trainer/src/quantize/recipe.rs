@@ -29,6 +29,37 @@ pub struct Recipe {
     pub bias_correction: bool,
 }
 
+/// Choices that take the place of a recipe's.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Changes {
+    /// How the range of an activation is chosen.
+    pub range: Option<RangeMethod>,
+    /// Whether channels are equalised across layers.
+    pub equalize: Option<bool>,
+    /// Whether weights are rounded together.
+    pub adaptive_rounding: Option<bool>,
+    /// Whether biases take up the mean error.
+    pub bias_correction: Option<bool>,
+}
+
+impl Changes {
+    /// `recipe` with these choices.
+    pub fn apply(self, recipe: Recipe) -> Recipe {
+        let Recipe {
+            range,
+            equalize,
+            adaptive_rounding,
+            bias_correction,
+        } = recipe;
+        Recipe {
+            range: self.range.unwrap_or(range),
+            equalize: self.equalize.unwrap_or(equalize),
+            adaptive_rounding: self.adaptive_rounding.unwrap_or(adaptive_rounding),
+            bias_correction: self.bias_correction.unwrap_or(bias_correction),
+        }
+    }
+}
+
 impl fmt::Display for Recipe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.range)?;

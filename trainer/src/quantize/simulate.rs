@@ -6,7 +6,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::affine::{Affine, QuantizedConv};
+use super::affine::Affine;
 use super::quantized::Quantized;
 use crate::graph::{Activation, Conv, ConvNet, Node, Op, Value};
 use crate::ops::{self, Window};
@@ -102,8 +102,8 @@ impl Layer {
         let node = &quantized.net.nodes[index];
         let kernel = |conv: &Conv| match &quantized.convs[index] {
             Some(integers) => {
-                let (weight, bias) = real(integers, quantized.affine(node.inputs[0]).scale);
-                let kernel = Kernel::new(conv, &weight, &bias, device);
+                let bias = integers.real_bias(quantized.affine(node.inputs[0]).scale);
+                let kernel = Kernel::new(conv, &integers.real_weight(), &bias, device);
                 let activation = Activation::None;
                 Kernel {
                     activation,
@@ -242,18 +242,6 @@ fn kind(op: &Op, kernel: impl Fn(&Conv) -> Kernel) -> Kind {
         Op::Add => Kind::Add,
         Op::GlobalAveragePool => Kind::Pool,
     }
-}
-
-/// The real weights and biases that integers stand for.
-fn real(conv: &QuantizedConv, input_scale: f32) -> (Vec<f32>, Vec<f32>) {
-    let fan_in = conv.weight.len() / conv.scales.len().max(1);
-    let rows = conv.weight.chunks_exact(fan_in.max(1)).zip(&conv.scales);
-    let weight = rows.flat_map(|(row, &scale)| row.iter().map(move |&w| f32::from(w) * scale));
-    let biases = conv.bias.iter().zip(&conv.scales);
-    let bias = biases.map(|(&bias, &scale)| {
-        (f64::from(bias) * f64::from(input_scale) * f64::from(scale)) as f32
-    });
-    (weight.collect(), bias.collect())
 }
 
 /// `x` with the rounding and saturation of its levels.
