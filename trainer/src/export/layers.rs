@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::judge::{Judge, mean_distance};
 use crate::graph::{Conv, Op};
-use crate::quantize::affine::{Affine, QuantizedConv, quantize_conv_to};
+use crate::quantize::affine::{Affine, QuantizedConv};
 use crate::quantize::quantized::Quantized;
 use crate::quantize::simulate::{Layer, Network, Values, batch, rounded};
 
@@ -59,20 +59,25 @@ pub struct Costs {
     pub layers: Vec<LayerCost>,
 }
 
-/// Measures every layer of `quantized`; errors of at most `threshold` count as right.
-pub fn layer_costs(quantized: &Quantized, judge: &Judge<'_>, threshold: f32) -> Costs {
+/// Measures every layer of `quantized`, and of `alone`, the same network with biases that are right
+/// for each layer behind exact ones; errors of at most `threshold` count as right.
+pub fn layer_costs(
+    quantized: &Quantized,
+    alone: &Quantized,
+    judge: &Judge<'_>,
+    threshold: f32,
+) -> Costs {
     let count = judge.tensors.len().min(IMAGES);
     let places: Vec<usize> = (0..count)
         .map(|i| i * judge.tensors.len() / count)
         .collect();
-    let alone = with_own_biases(quantized);
     let mut sums = vec![Sums::default(); quantized.net.nodes.len() + 1];
     let mut values = vec![Vec::new(); quantized.net.nodes.len() + 2];
     for places in places.chunks(BATCH) {
         let images: Vec<Vec<f32>> = places.iter().map(|&i| judge.tensors[i].clone()).collect();
         measure_batch(
             quantized,
-            &alone,
+            alone,
             &images,
             judge.estimator,
             (&mut sums, &mut values),
@@ -97,19 +102,6 @@ pub fn layer_costs(quantized: &Quantized, judge: &Judge<'_>, threshold: f32) -> 
         threshold,
         layers: sums.iter().enumerate().zip(&values).map(describe).collect(),
     }
-}
-
-/// The network with biases that make up for nothing but their own rounding: the layers before them
-/// are exact.
-fn with_own_biases(quantized: &Quantized) -> Quantized {
-    let mut alone = quantized.clone();
-    for (index, node) in quantized.net.nodes.iter().enumerate() {
-        if let (Op::Conv(conv), Some(integers)) = (&node.op, &mut alone.convs[index]) {
-            let input = quantized.affine(node.inputs[0]).scale;
-            integers.bias = quantize_conv_to(conv, input, integers.scales.clone()).bias;
-        }
-    }
-    alone
 }
 
 /// Sums over the values of one layer's output.
@@ -192,8 +184,9 @@ fn share_within(values: &[f32], labels: &[f32], threshold: f32) -> f64 {
     right.count() as f64 / values.len().max(1) as f64
 }
 
+/// None above 100 dB, which is the rounding of single precision.
 fn decibels(signal: f64, noise: f64) -> Option<f64> {
-    (noise > 0.0 && signal > 0.0).then(|| 10.0 * (signal / noise).log10())
+    (noise > signal * 1e-10).then(|| 10.0 * (signal / noise).log10())
 }
 
 /// What is known of the image (0) or a node (from 1) without running it.

@@ -91,20 +91,22 @@ fn tried(evidence: &Evidence, unit: &str) -> String {
     let rows = evidence.tried.iter().map(|tried| {
         let score = &tried.score;
         vec![
-            tried.method.clone(),
+            match tried.chosen {
+                true => format!("→ {}", tried.method),
+                false => tried.method.clone(),
+            },
             format!("{:.4}", score.mae),
             format!("{:+.4}", score.mae_increase),
             format!("{:.4}", score.drift),
             format!("{:.5}", score.lowest_cosine),
-            if tried.chosen { "chosen" } else { "" }.into(),
         ]
     });
     let rows: Vec<Vec<String>> = rows.collect();
     let (mae, increase) = (with_unit("MAE", unit), with_unit("beside floats", unit));
-    let drift = with_unit("value from floats", unit);
-    let columns = ["", &mae, &increase, &drift, "lowest cosine", ""];
+    let drift = with_unit("value moves by", unit);
+    let columns = ["", &mae, &increase, &drift, "lowest cosine"];
     let mut section = table("Ways tried, on validation images", &columns, &rows);
-    section += "<p class=\"subtitle\">Chosen is what keeps the values closest to the float \
+    section += "<p class=\"subtitle\">→ Chosen is what keeps the values closest to the float \
                 network's: on some hundred images the error itself is larger or smaller by chance. \
                 Precision is not mixed layer by layer: the int8 engine runs whole networks.</p>";
     section
@@ -145,22 +147,22 @@ fn layers(costs: &Costs, unit: &str) -> String {
         drift(&costs.layers, unit)
     );
     let rows: Vec<Vec<String>> = costs.layers.iter().map(row).collect();
-    let increase = with_unit("MAE, alone", unit);
-    let score = with_unit(&format!("errors ≤ {}, alone", costs.threshold), unit);
-    let drift = with_unit("value from floats, alone", unit);
+    let drift = with_unit("value moves by", unit);
+    let increase = with_unit("MAE grows by", unit);
+    let score = with_unit(&format!("errors ≤ {} grow by", costs.threshold), unit);
     let columns = [
         "",
-        "",
-        "output",
-        "million MACs",
-        "KB",
-        "levels cover",
-        "beyond",
-        "SQNR alone, dB",
-        "SQNR in int8, dB",
         &drift,
         &increase,
         &score,
+        "SQNR alone, dB",
+        "in int8, dB",
+        "beyond the levels",
+        "levels cover",
+        "million MACs",
+        "KB",
+        "output",
+        "what",
     ];
     section + &table("All layers", &columns, &rows)
 }
@@ -169,23 +171,23 @@ fn row(layer: &LayerCost) -> Vec<String> {
     let decibels = |value: Option<f64>| value.map_or("exact".into(), |value| format!("{value:.1}"));
     let [channels, height, width] = layer.output;
     let [low, high] = layer.range;
-    let thousands = |count: f64, unit: f64| match count {
+    let scaled = |count: f64, unit: f64| match count {
         0.0 => String::new(),
         count => format!("{:.2}", count / unit),
     };
     vec![
         layer.name.clone(),
-        layer.kind.clone(),
-        format!("{channels} × {height} × {width}"),
-        thousands(layer.macs as f64, 1e6),
-        thousands(layer.bytes as f64, 1e3),
-        format!("{low:.3} to {high:.3}"),
-        format!("{:.3} %", layer.saturated * 100.0),
-        decibels(layer.sqnr_alone),
-        decibels(layer.sqnr_whole),
         format!("{:.4}", layer.drift),
         format!("{:+.4}", layer.mae_increase),
         format!("{:+.2} %", layer.score_increase * 100.0),
+        decibels(layer.sqnr_alone),
+        decibels(layer.sqnr_whole),
+        format!("{:.3} %", layer.saturated * 100.0),
+        format!("{low:.3} to {high:.3}"),
+        scaled(layer.macs as f64, 1e6),
+        scaled(layer.bytes as f64, 1e3),
+        format!("{channels} × {height} × {width}"),
+        layer.kind.clone(),
     ]
 }
 

@@ -124,7 +124,9 @@ impl Source<'_> {
         if wanted.details {
             (options.stage)("measuring each layer");
             let threshold = self.config.thresholds()[0];
-            evidence.costs = Some(layer_costs(&found.best.quantized, &judge, threshold));
+            let quantized = &found.best.quantized;
+            let alone = calibrated.alone(quantized);
+            evidence.costs = Some(layer_costs(quantized, &alone, &judge, threshold));
         }
         Ok(Quantization {
             bytes: found.best.bytes,

@@ -10,7 +10,7 @@ use super::calibrate::{Observation, observe};
 use super::equalize::equalize;
 use super::quantized::Quantized;
 use super::range::RangeMethod;
-use super::refine::{Refine, refine};
+use super::refine::{Refine, correct_alone, refine};
 use crate::graph::{Activation, ConvNet, Op};
 
 /// Images that weights and biases are refined on, at most: they pass through the network together.
@@ -126,10 +126,20 @@ impl<'a> Calibrated<'a> {
             biases: recipe.bias_correction,
         };
         if what.weights || what.biases {
-            let images = self.images.len().min(REFINE_IMAGES);
-            refine(&mut quantized, &self.images[..images], what);
+            refine(&mut quantized, self.refining(), what);
         }
         Ok(quantized)
+    }
+
+    /// `quantized` with biases that are right for each layer alone behind exact ones.
+    pub fn alone(&self, quantized: &Quantized) -> Quantized {
+        let mut alone = quantized.clone();
+        correct_alone(&mut alone, self.refining());
+        alone
+    }
+
+    fn refining(&self) -> &'a [Vec<f32>] {
+        &self.images[..self.images.len().min(REFINE_IMAGES)]
     }
 
     fn equalized(&mut self) -> TractResult<&Observed> {

@@ -51,6 +51,24 @@ pub fn refine(quantized: &mut Quantized, images: &[Vec<f32>], what: Refine) {
     }
 }
 
+/// Sets the biases as they are right for each layer on its own: behind exact layers, with the mean
+/// error of its own weights taken off.
+pub fn correct_alone(quantized: &mut Quantized, images: &[Vec<f32>]) {
+    let device = Device::flex();
+    let unread = unread_after(&quantized.net);
+    let float = Network::float(&quantized.net, &device);
+    let mut truth = Values::new(batch(images, quantized.net.input, &device));
+    for (index, exact) in float.layers().iter().enumerate() {
+        let wanted = exact.sums(&truth);
+        if matches!(quantized.net.nodes[index].op, Op::Conv(_)) {
+            let sums = Layer::int8(quantized, index, &device).sums(&truth);
+            add_to_bias(quantized, index, &channel_means(wanted.clone() - sums));
+        }
+        truth.push(exact.finish(wanted));
+        unread[index].iter().for_each(|&node| truth.forget(node));
+    }
+}
+
 /// For each node, the nodes that none behind it reads any more.
 fn unread_after(net: &ConvNet) -> Vec<Vec<usize>> {
     let mut unread = vec![Vec::new(); net.nodes.len()];

@@ -78,7 +78,7 @@ class Bundle:
         affine = lambda part, x: (np.array(regressor[f"{part}_weight"]).reshape(-1, len(x)) @ x
                                   + np.array(regressor[f"{part}_bias"]))
         shifts = np.tanh(affine("shift", np.maximum(affine("hidden", logits), 0)))
-        denominators = np.maximum(1 + regressor["lambda"] * shifts, 1e-3)
+        denominators = np.maximum(1 + regressor["lambda"] * shifts, 1e-6)
         return float(np.clip(p @ (np.array(regressor["starts"]) / denominators), low, high))
 
 

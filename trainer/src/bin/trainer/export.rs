@@ -25,8 +25,8 @@ use serde_json::json;
 /// task file or by the flags here. With a budget or `--search` other ways are
 /// tried too, from the cheapest to the dearest, on the validation images: the
 /// first within the budget is taken, without one the best. An encoder that
-/// breaks its budget is not written (exit code 1) but with `--force`. Precision
-/// is not mixed layer by layer, since the int8 engine runs whole networks.
+/// breaks its budget is written only with `--force`; else the exit code is 1.
+/// Precision is not mixed layer by layer: the int8 engine runs whole networks.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
