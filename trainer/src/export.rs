@@ -367,18 +367,6 @@ impl Export<'_> {
         }
     }
 
-    /// How the encoder was quantised, for the bundle.
-    fn quantization(&self, evidence: &Evidence) -> String {
-        let images = evidence.calibration_images;
-        match (self.options.precision, evidence.tried.len()) {
-            (Precision::F32, _) => String::new(),
-            (Precision::Int8, 0 | 1) => format!("{}; {images} images", evidence.method),
-            (Precision::Int8, tried) => {
-                format!("{}; {images} images; chosen of {tried}", evidence.method)
-            }
-        }
-    }
-
     fn measured(&self, chosen: &Encoded, estimator: &Estimator, reports: &[Report]) -> Measured {
         let precision = |precision: Precision| format!("{precision:?}").to_lowercase();
         let (split, embedded) = chosen.most_telling();
@@ -430,7 +418,7 @@ impl Export<'_> {
                 bin: config.bin.clone(),
             },
             report,
-            provenance: provenance(config, prepared, self.teacher, self.quantization(evidence)),
+            provenance: provenance(config, prepared, self.teacher, evidence.summary()),
             files: BTreeMap::new(),
         }
     }
