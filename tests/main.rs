@@ -14,6 +14,8 @@ mod doctor;
 mod flash;
 #[cfg(feature = "live")]
 mod detect;
+#[cfg(feature = "int8")]
+mod engines;
 mod golden;
 #[cfg(feature = "live")]
 mod live;

@@ -3,6 +3,7 @@
 //! ```text
 //! ConvNet → onnx::float, CLIP tower → towers
 //! ConvNet + images → calibrate → taps → int8
+//! ONNX → tflite
 //! ```
 
 pub mod affine;
@@ -10,3 +11,4 @@ pub mod onnx;
 pub mod towers;
 pub mod calibrate;
 pub mod int8;
+pub mod tflite;

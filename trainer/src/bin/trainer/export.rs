@@ -9,6 +9,8 @@ use numclip_trainer::export::{Exported, Options, export};
 use numclip_trainer::fit::Weights;
 use numclip_trainer::report;
 
+use crate::tflite;
+
 /// Turn a run's weights into a bundle for numclip.
 ///
 /// Folds the network, quantises it, measures float and int8 on the validation
@@ -31,6 +33,9 @@ pub struct Export {
     /// Which weights; the last ones where validation images are too few to choose by
     #[arg(long, value_enum, default_value_t = Which::Best)]
     weights: Which,
+    /// Add the encoder in TensorFlow Lite's format too
+    #[arg(long)]
+    tflite: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -68,6 +73,9 @@ impl Export {
             stage: &stage,
         })?;
         print(&exported);
+        if self.tflite {
+            tflite::add(&self.out)?;
+        }
         let page = report::of_run(&self.run, exported.measured)?;
         eprintln!("report: {}", page.display());
         eprintln!("bundle: {}", self.out.display());
