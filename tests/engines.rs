@@ -93,11 +93,7 @@ fn engines_compute_what_onnx_runtime_does() {
         let bundle = Bundle::open(&folder.path().join("model")).unwrap();
         let replays = replay(&Pipeline::new(bundle, Some(engine)).unwrap()).unwrap();
         println!("{engine}: cosine {}", replays[0].cosine);
-        assert!(
-            replays[0].cosine > 0.999,
-            "{engine}: {}",
-            replays[0].cosine
-        );
+        assert!(replays[0].cosine > 0.999, "{engine}: {}", replays[0].cosine);
     }
 }
 

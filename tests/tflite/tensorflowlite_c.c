@@ -35,6 +35,19 @@ typedef struct {
   int64_t zero_point;
 } Affine;
 
+typedef struct {
+  int tag;
+  struct {
+    int type;
+    union {
+      int64_t integer;
+      const char* text;
+    };
+  } value;
+} Setting;
+
+enum { OF_INTEGER = 2, ACCELERATORS = 24, LEAST_SEVERITY = 25, ERRORS = 3 };
+
 typedef struct LiteRtEnvironmentT* Environment;
 typedef struct LiteRtModelT* Network;
 typedef struct LiteRtSignatureT* Signature;
@@ -45,7 +58,7 @@ typedef struct LiteRtCompiledModelT* Compiled;
 typedef struct LiteRtTensorBufferRequirementsT* Requirements;
 typedef struct LiteRtTensorBufferT* Buffer;
 
-int LiteRtCreateEnvironment(int options, const void* values, Environment*);
+int LiteRtCreateEnvironment(int count, const Setting*, Environment*);
 int LiteRtCreateModelFromFile(Environment, const char* path, Network*);
 int LiteRtCreateModelFromBuffer(Environment, const void* bytes, size_t size, Network*);
 void LiteRtDestroyModel(Network);
@@ -99,13 +112,18 @@ struct TfLiteInterpreter {
   Buffer* buffers;       /* in the same order */
 };
 
-/* One environment for the process; it is never given back. */
+/* One environment for the process; it is never given back. It says nothing
+ * but errors, and looks for no GPU. */
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static Environment shared;
 
 static void create_environment(void) {
-  if (LiteRtCreateEnvironment(0, NULL, &shared)) shared = NULL;
+  static const Setting settings[] = {
+      {LEAST_SEVERITY, {OF_INTEGER, {ERRORS}}},
+      {ACCELERATORS, {OF_INTEGER, {ON_CPU}}},
+  };
+  if (LiteRtCreateEnvironment(2, settings, &shared)) shared = NULL;
 }
 
 static Environment environment(void) {

@@ -155,8 +155,11 @@ impl View<'_> {
     pub fn weight_shape(&self, name: &str) -> Result<[usize; 4], String> {
         let sizes = self.constant(name)?.dims.iter();
         let sizes: Vec<usize> = sizes.filter_map(|&size| size.try_into().ok()).collect();
-        match *sizes {
-            [o, i, h, w] if !sizes.contains(&0) => Ok([o, i, h, w]),
+        let product = sizes
+            .iter()
+            .try_fold(1_usize, |all, &size| all.checked_mul(size));
+        match (&*sizes, product) {
+            (&[o, i, h, w], Some(1..)) => Ok([o, i, h, w]),
             _ => Err(format!("{name}: expected [outputs, inputs, height, width]")),
         }
     }

@@ -106,6 +106,10 @@ impl Lowering<'_> {
             .iter()
             .map(|name| self.value(name))
             .collect::<Result<_, _>>()?;
+        let shapes: Vec<&[usize]> = values.iter().map(|value| self.shape(value)).collect();
+        if shapes[0].len() != 4 || shapes.iter().any(|shape| *shape != shapes[0]) {
+            return Err(format!("expected pictures of one shape, got {shapes:?}"));
+        }
         let levels = values.iter().map(|value| match value {
             Value::Real(tensor) => Some(*tensor),
             _ => None,
@@ -206,6 +210,15 @@ impl Lowering<'_> {
     fn value(&self, name: &str) -> Result<Value, String> {
         let value = self.values.get(name).cloned();
         value.ok_or_else(|| format!("expected {name:?} to come from a node before this one"))
+    }
+
+    /// The shape of a value; of one not yet written, that of its inputs.
+    fn shape(&self, value: &Value) -> &[usize] {
+        let tensor = match value {
+            Value::Tensor(tensor) | Value::Real(tensor) => *tensor,
+            Value::Pending(_, inputs) => inputs[0],
+        };
+        &self.model.tensors[tensor].shape
     }
 
     /// The tensor of levels called `name`.

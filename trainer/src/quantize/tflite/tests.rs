@@ -16,7 +16,7 @@ use tract_onnx::pb::ModelProto;
 
 use super::graph::Graph;
 use super::model::{Element, Kind, Padding};
-use super::{ENCODER, TfliteError, add, convert};
+use super::{ENCODER, TfliteError, add, convert, convert_file};
 use crate::graph::{Activation, Conv, ConvNet, Op, Value};
 use crate::quantize::affine::Affine;
 use crate::quantize::calibrate::{RangeMethod, calibrate};
@@ -307,6 +307,16 @@ fn what_has_no_such_form_is_named() {
         Err(TfliteError::Node { node, op, .. }) => assert_eq!((node, &*op), (name, "Softmax")),
         other => panic!("{:?}", other.map(|bytes| bytes.len())),
     }
+    let mut net = network();
+    net.nodes.truncate(2);
+    net.push("again", Op::Add, vec![Value::Node(0), Value::Image]);
+    match convert(&onnx::float(&net)) {
+        Err(TfliteError::Node { node, message, .. }) => {
+            assert_eq!(node, "again");
+            assert!(message.contains("pictures of one shape"), "{message}");
+        }
+        other => panic!("{:?}", other.map(|bytes| bytes.len())),
+    }
     assert!(matches!(convert(b"no network"), Err(TfliteError::Onnx(_))));
 }
 
@@ -353,4 +363,22 @@ fn a_bundle_gets_the_file_and_keeps_the_rest() {
     assert!(model.join("notes.txt").exists());
     // Once more gives the same bundle.
     assert_eq!(add(&model).unwrap().sha256, added.sha256);
+}
+
+#[test]
+fn a_file_that_cannot_be_converted_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let [onnx, out] = ["encoder.onnx", "encoder.tflite"].map(|name| folder.path().join(name));
+    let message = || convert_file(&onnx, &out).unwrap_err().to_string();
+    assert!(message().contains("encoder.onnx"), "{}", message());
+    std::fs::write(&onnx, "no network").unwrap();
+    assert!(
+        message().contains("encoder.onnx: not an ONNX network"),
+        "{}",
+        message()
+    );
+    assert!(!out.exists());
+    std::fs::write(&onnx, quantized(&network())).unwrap();
+    let bytes = convert_file(&onnx, &out).unwrap();
+    assert_eq!(std::fs::read(&out).unwrap().len(), bytes);
 }

@@ -191,13 +191,14 @@ impl Geometry {
 
     fn output(&self, input: [usize; 2]) -> Result<[usize; 2], String> {
         let size = |axis: usize| {
-            let padded = input[axis] + self.pads[axis] + self.pads[2 + axis];
+            let padded = input[axis].checked_add(self.pads[axis])?;
+            let padded = padded.checked_add(self.pads[2 + axis])?;
             let steps = padded.checked_sub(self.weight[2 + axis])? / self.stride[axis];
             Some(steps + 1)
         };
         match (size(0), size(1)) {
             (Some(height), Some(width)) => Ok([height, width]),
-            _ => Err(format!("the kernel is larger than its input {input:?}")),
+            _ => Err(format!("the kernel does not fit its input {input:?}")),
         }
     }
 
