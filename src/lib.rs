@@ -45,6 +45,8 @@ pub mod device;
 pub mod status;
 #[cfg(feature = "live")]
 pub mod sink;
+#[cfg(feature = "fleet")]
+pub mod fleet;
 #[cfg(feature = "http")]
 pub mod serve;
 #[cfg(feature = "live")]

@@ -28,6 +28,8 @@ pub use index::{Entry, Header, Index, MAX_FILE, MAX_FILES, MAX_INDEX};
 pub use read::{Package, unpack};
 pub(crate) use write::packed;
 pub use write::{pack, write};
+#[cfg(feature = "fleet")]
+pub(crate) use write::{settle, stage};
 
 /// Why a package cannot be used.
 #[derive(Debug, Error)]
@@ -76,7 +78,7 @@ pub enum PackageError {
 }
 
 impl PackageError {
-    fn io(path: &Path, error: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, error: io::Error) -> Self {
         Self::Io {
             path: path.display().to_string(),
             error,

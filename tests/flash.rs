@@ -53,7 +53,7 @@ impl Workshop {
         self.package_of(version, &contents())
     }
 
-    fn package_of(&self, version: &str, contents: &Contents) -> (Package, Signature) {
+    pub fn package_of(&self, version: &str, contents: &Contents) -> (Package, Signature) {
         let model = self.at(&format!("model-{version}"));
         write_version(&model, version, contents);
         let path = self.at(&format!("tiny-{version}"));

@@ -12,6 +12,8 @@ mod decode;
 mod doctor;
 #[cfg(feature = "flash")]
 mod flash;
+#[cfg(feature = "fleet")]
+mod fleet;
 #[cfg(feature = "live")]
 mod detect;
 #[cfg(feature = "int8")]
@@ -23,6 +25,10 @@ mod live;
 mod package;
 #[cfg(feature = "live")]
 mod reload;
+#[cfg(feature = "fleet")]
+mod rauc;
+#[cfg(feature = "fleet")]
+mod registry;
 #[cfg(feature = "flash")]
 mod ssh;
 #[cfg(feature = "http")]

@@ -1,10 +1,11 @@
 //! Making a package.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use miniz_oxide::deflate::compress_to_vec;
+use tempfile::NamedTempFile;
 
 use super::index::{Entry, Header, Index};
 use super::{Package, PackageError};
@@ -46,6 +47,14 @@ pub fn pack(directory: &Path) -> Result<Vec<u8>, PackageError> {
 /// [`PackageError`] when it cannot be written, or `bytes` are none.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<Package, PackageError> {
     let io = |error| PackageError::io(path, error);
+    let mut file = stage(path).map_err(io)?;
+    file.write_all(bytes).map_err(io)?;
+    settle(file, path)?;
+    Package::open(path)
+}
+
+/// A nameless beginning of the file at `path`, to be [settled](settle).
+pub(crate) fn stage(path: &Path) -> io::Result<NamedTempFile> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -56,11 +65,15 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<Package, PackageError> {
         use std::os::unix::fs::PermissionsExt as _;
         builder.permissions(fs::Permissions::from_mode(0o644));
     }
-    let mut file = builder.tempfile_in(folder).map_err(io)?;
-    file.write_all(bytes).map_err(io)?;
+    builder.tempfile_in(folder)
+}
+
+/// Gives a staged file its name, once the medium has all of it.
+pub(crate) fn settle(file: NamedTempFile, path: &Path) -> Result<(), PackageError> {
+    let io = |error| PackageError::io(path, error);
     file.as_file().sync_all().map_err(io)?;
     file.persist(path).map_err(|error| io(error.error))?;
-    Package::open(path)
+    Ok(())
 }
 
 /// The entry of a file, and its blob.

@@ -13,6 +13,8 @@ use anyhow::Result;
 use crate::exit::Exit;
 
 pub use packages::verify_package;
+#[cfg(feature = "fleet")]
+pub use packages::{read_signature, signature_path};
 
 /// The commands of this part.
 #[derive(clap::Subcommand)]

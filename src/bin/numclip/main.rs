@@ -11,6 +11,8 @@ mod config;
 #[cfg(feature = "live")]
 mod doctor;
 mod exit;
+#[cfg(feature = "fleet")]
+mod fleet;
 #[cfg(feature = "flash")]
 mod flash;
 mod inputs;
@@ -67,6 +69,9 @@ enum Command {
     #[cfg(feature = "flash")]
     #[command(flatten)]
     Flash(flash::Command),
+    #[cfg(feature = "fleet")]
+    #[command(flatten)]
+    Fleet(fleet::Command),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -117,6 +122,8 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Bench(args) => bench::run(&args, start),
         #[cfg(feature = "flash")]
         Command::Flash(command) => flash::run(&command),
+        #[cfg(feature = "fleet")]
+        Command::Fleet(command) => fleet::run(&command),
     }
 }
 
