@@ -16,7 +16,6 @@ mod flash;
 mod fleet;
 #[cfg(feature = "live")]
 mod detect;
-#[cfg(feature = "int8")]
 mod engines;
 mod golden;
 #[cfg(feature = "live")]
