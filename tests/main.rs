@@ -16,6 +16,7 @@ mod flash;
 mod fleet;
 #[cfg(feature = "live")]
 mod detect;
+mod engines;
 mod golden;
 #[cfg(feature = "int8")]
 mod import;

@@ -1,8 +1,10 @@
 """Writes the small models of tests/data/int8: one float network, quantised by
-ONNX Runtime's own quantiser in its two forms, with the outputs that ONNX
-Runtime computes. Needs numpy, onnx and onnxruntime.
+ONNX Runtime's own quantiser in its two forms, and a network as the trainer
+writes it (chain), with the outputs that ONNX Runtime computes. Needs what
+compare.py does.
 
     python tests/peers/fixtures.py tests/data/int8
+    trainer tflite tests/data/int8/chain.onnx --out tests/data/int8/chain.tflite
 """
 
 import pathlib
@@ -18,6 +20,8 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+
+from compare import Network
 
 SIZE = 16
 DIM = 8
@@ -62,6 +66,28 @@ def float_network(rng):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
+def chain():
+    """Every kind of node that the trainer writes, with random weights."""
+    net = Network(SIZE)
+    net.conv(12, 3, 2)
+    before = (net.last, net.scale)
+    net.conv(12, 3, depthwise=True)
+    net.conv(12, 1, relu=False)
+    net.through_float("Add", [before, (net.last, net.scale)])
+    net.conv(20, 1)
+    net.conv(20, 5, 2, depthwise=True)
+    return net.finish(DIM)
+
+
+def picture():
+    """The test picture of tests/common.rs, as CLIP normalises it."""
+    x, y, channel = np.meshgrid(range(SIZE), range(SIZE), range(3), indexing="xy")
+    levels = (x * 37 + y * 59 + channel * 83) % 256
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    tensor = (levels / 255 - mean) / std
+    return tensor.transpose(2, 0, 1)[None].astype(np.float32)
+
+
 class Images(CalibrationDataReader):
     def __init__(self, images):
         self.left = iter(images)
@@ -92,6 +118,9 @@ def main(folder):
         output.astype("<f4").tofile(folder / f"{name}.f32")
         print(name, [node.op_type for node in onnx.load(path).graph.node])
     source.unlink()
+    onnx.save(chain(), folder / "chain.onnx")
+    session = ort.InferenceSession(str(folder / "chain.onnx"), providers=["CPUExecutionProvider"])
+    session.run(None, {"image": picture()})[0].astype("<f4").tofile(folder / "chain.f32")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 //! ConvNet → onnx::float, CLIP tower → towers
 //! ConvNet + images → calibrate → equalize → range → Quantized → refine (round, biases) → int8
 //!                                  recipe says which               simulate runs it in floats
+//! ONNX → tflite
 //! ```
 
 pub mod affine;
@@ -19,5 +20,6 @@ pub mod refine;
 pub mod recipe;
 pub mod aware;
 pub mod int8;
+pub mod tflite;
 #[cfg(test)]
 mod tests;
