@@ -80,7 +80,7 @@ fn estimator(manifest: &Manifest, halves: &[f16]) -> Result<Estimator, PackageEr
         manifest.regressor.clone(),
         manifest.logit_scale,
         manifest.task.range,
-        manifest.interval,
+        manifest.interval.clone(),
     )
     .map_err(refused)
 }

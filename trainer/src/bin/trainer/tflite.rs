@@ -41,7 +41,8 @@ impl Tflite {
 /// Adds the encoder to the bundle in `directory` and says so.
 pub fn add(directory: &Path) -> Result<()> {
     let added = tflite::add(directory)?;
-    println!(
+    // Not on stdout, which export may fill with JSON.
+    eprintln!(
         "{}: {:.2} MB, bundle {}",
         directory.join(tflite::ENCODER).display(),
         added.bytes as f64 / 1e6,
