@@ -14,6 +14,7 @@ is the quantisation alone. Ours is also what numclip's own engine computes.
 
 import argparse
 import csv
+import logging
 import pathlib
 import tempfile
 import tomllib
@@ -33,14 +34,17 @@ METHODS = {"min-max": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Ent
 
 
 def tensor(path, plan):
-    """The bundle's preprocessing: shorter side, centre, normalise."""
+    """The bundle's preprocessing: resize, centre, normalise."""
     size = plan["size"]
     resize = plan.get("resize", {"mode": "shorter-side"})
-    if resize["mode"] != "shorter-side":
-        raise SystemExit(f"this script resizes by the shorter side, the bundle by {resize['mode']}")
     image = Image.open(path).convert("RGB")
-    scale = resize.get("to", size) / min(image.size)
-    sides = [max(size, round(side * scale)) for side in image.size]
+    if resize["mode"] == "stretch":
+        sides = [size, size]
+    elif resize["mode"] == "shorter-side":
+        scale = resize.get("to", size) / min(image.size)
+        sides = [max(size, round(side * scale)) for side in image.size]
+    else:
+        raise SystemExit(f"this script does not resize by {resize['mode']}")
     image = image.resize(sides, FILTERS[plan.get("filter", "bicubic")])
     left, top = (sides[0] - size) // 2, (sides[1] - size) // 2
     pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
@@ -109,6 +113,7 @@ def main():
     parser.add_argument("--where", help="rows to calibrate on, such as fold=0,1,2")
     parser.add_argument("--test-where", help="rows to test on, such as fold=3")
     given = parser.parse_args()
+    logging.disable(logging.WARNING)
     f32, int8 = Bundle(given.f32), Bundle(given.int8)
     plan = f32.manifest["preprocess"]
     test = rows(given.test, given.test_where, given.images, 1)
