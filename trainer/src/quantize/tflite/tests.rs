@@ -19,7 +19,10 @@ use super::model::{Element, Kind, Padding};
 use super::{ENCODER, TfliteError, add, convert, convert_file};
 use crate::graph::{Activation, Conv, ConvNet, Op, Value};
 use crate::quantize::affine::Affine;
-use crate::quantize::calibrate::{RangeMethod, calibrate};
+use crate::quantize::calibrate::observe;
+use crate::quantize::quantized::Quantized;
+use crate::quantize::range::RangeMethod;
+use crate::quantize::recipe::outputs;
 use crate::quantize::{int8, onnx};
 use read::{File, read};
 
@@ -94,8 +97,10 @@ fn quantized(net: &ConvNet) -> Vec<u8> {
         std: [0.5; 3],
         ..Plan::clip(SIZE as u32)
     };
-    let taps = calibrate(net, &images(), RangeMethod::MinMax).unwrap();
-    int8::int8(net, Affine::of_input(&plan), &taps, true)
+    let observed = observe(net, &images()).unwrap();
+    let outputs = outputs(net, &observed, RangeMethod::MinMax);
+    let input = Affine::of_input(&plan);
+    int8::int8(&Quantized::nearest(net.clone(), input, outputs))
 }
 
 fn by_tract(onnx: &[u8], size: usize, dim: usize, image: &[f32]) -> Vec<f32> {
