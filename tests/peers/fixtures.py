@@ -1,6 +1,7 @@
-"""Writes the small models of tests/data/int8: one float network, quantised by
-ONNX Runtime's own quantiser in its two forms, with the outputs that ONNX
-Runtime computes. Needs numpy, onnx and onnxruntime.
+"""Writes the small models of tests/data/int8: a float network and transformers,
+quantised by ONNX Runtime's own quantiser in its two forms, transformers also as
+numclip's trainer does, with the outputs that ONNX Runtime computes. Needs numpy,
+onnx and onnxruntime.
 
     python tests/peers/fixtures.py tests/data/int8
 """
@@ -18,6 +19,8 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+
+import transformers
 
 SIZE = 16
 DIM = 8
@@ -71,6 +74,35 @@ class Images(CalibrationDataReader):
         return None if image is None else {"image": image}
 
 
+def write_output(folder, name, image):
+    session = ort.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+    session.run(None, {"image": image})[0].astype("<f4").tofile(folder / f"{name}.f32")
+
+
+def write_transformers(folder, images):
+    """Attention quantised by ONNX Runtime, too, and left in floats by the trainer."""
+    images[0].tofile(folder / "image.f32")
+    shape = dict(size=SIZE, patch=4, width=24, heads=3, mlp=40, layers=2, dim=DIM)
+    for gelu in ("erf", "quick"):
+        model = transformers.Transformer(**shape, gelu=gelu).model
+        onnx.save(transformers.int8(model, images), folder / f"vit-{gelu}.onnx")
+        write_output(folder, f"vit-{gelu}", images[0])
+    source = folder / "float.onnx"
+    onnx.save(transformers.Transformer(**shape).model, source)
+    forms = {
+        "vit-qdq": (QuantFormat.QDQ, QuantType.QUInt8, None),
+        "vit-qdq-linear": (QuantFormat.QDQ, QuantType.QInt8, ["Conv", "MatMul"]),
+        "vit-qoperator": (QuantFormat.QOperator, QuantType.QUInt8, ["Conv", "MatMul", "Reshape", "Transpose"]),
+    }
+    for name, (form, activations, operators) in forms.items():
+        quantize_static(source, folder / f"{name}.onnx", Images(images), quant_format=form,
+                        per_channel=form == QuantFormat.QDQ, op_types_to_quantize=operators,
+                        activation_type=activations, weight_type=QuantType.QInt8)
+        write_output(folder, name, images[0])
+        print(name, sorted({node.op_type for node in onnx.load(folder / f"{name}.onnx").graph.node}))
+    source.unlink()
+
+
 def main(folder):
     folder = pathlib.Path(folder)
     rng = np.random.default_rng(7)
@@ -92,6 +124,7 @@ def main(folder):
         output.astype("<f4").tofile(folder / f"{name}.f32")
         print(name, [node.op_type for node in onnx.load(path).graph.node])
     source.unlink()
+    write_transformers(folder, images)
 
 
 if __name__ == "__main__":
