@@ -63,7 +63,7 @@ pub trait Kernels: Send + Sync {
 
     /// Does what transformers do in floats.
     fn float(&self, work: FloatWork<'_>) {
-        floats::run::<1>(work);
+        floats::run(work);
     }
 }
 

@@ -67,9 +67,9 @@ pub struct Strided<'a> {
     pub axes: &'a [Axis],
 }
 
-/// Does `work`; products take `V` vectors of [`LANES`] columns at once.
+/// Does `work`.
 #[inline(always)]
-pub fn run<const V: usize>(work: FloatWork<'_>) {
+pub fn run(work: FloatWork<'_>) {
     match work {
         FloatWork::Copy {
             from,
@@ -116,8 +116,8 @@ pub fn run<const V: usize>(work: FloatWork<'_>) {
                 norm(row, gamma, beta, epsilon, to);
             }
         }
-        FloatWork::Product(work) => work.run::<V>(),
-        FloatWork::Attention(work) => work.run::<V>(),
+        FloatWork::Product(work) => work.run(),
+        FloatWork::Attention(work) => work.run(),
     }
 }
 

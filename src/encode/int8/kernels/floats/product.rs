@@ -55,7 +55,7 @@ pub struct Attention<'a> {
 
 impl Product<'_> {
     #[inline(always)]
-    pub(super) fn run<const V: usize>(self) {
+    pub(super) fn run(self) {
         let (packed, each) = (self.packed, self.packed.depth * self.packed.step());
         let factors = [self.factor; ROWS];
         let results = self.to.chunks_exact_mut(self.rows * packed.columns);
@@ -71,7 +71,7 @@ impl Product<'_> {
                     packed,
                 };
                 let to = &mut to[first * packed.columns..];
-                block.run::<V>(&factors, to, packed.columns);
+                block.run(&factors, to, packed.columns);
             }
         }
     }
@@ -79,7 +79,7 @@ impl Product<'_> {
 
 impl Attention<'_> {
     #[inline(always)]
-    pub(super) fn run<const V: usize>(self) {
+    pub(super) fn run(self) {
         let (keys, mixed) = (self.key_shape, self.value_shape);
         let mut room = [0.0; ROWS * MAX_KEYS];
         let scores = &mut room[..ROWS * keys.step()];
@@ -96,7 +96,7 @@ impl Attention<'_> {
                     matrix: part(self.keys, keys, head),
                     packed: keys,
                 };
-                block.run::<V>(&[1.0; ROWS], scores, keys.step());
+                block.run(&[1.0; ROWS], scores, keys.step());
                 let mut factors = [0.0; ROWS];
                 for (row, factor) in scores.chunks_exact_mut(keys.step()).zip(&mut factors) {
                     *factor = 1.0 / exponentials(&mut row[..keys.columns], self.factor);
@@ -108,7 +108,7 @@ impl Attention<'_> {
                     matrix: part(self.values, mixed, head),
                     packed: mixed,
                 };
-                block.run::<V>(&factors, &mut to[head * mixed.columns..], row_len);
+                block.run(&factors, &mut to[head * mixed.columns..], row_len);
             }
         }
     }
@@ -137,67 +137,60 @@ struct Block<'a> {
 impl Block<'_> {
     /// Row `r` of the result, times `factors[r]`, goes to `to[r · step..]`.
     #[inline(always)]
-    fn run<const V: usize>(self, factors: &[f32; ROWS], to: &mut [f32], step: usize) {
+    fn run(self, factors: &[f32; ROWS], to: &mut [f32], step: usize) {
         match self.rows {
-            1 => self.strips::<1, V>(factors, to, step),
-            2 => self.strips::<2, V>(factors, to, step),
-            3 => self.strips::<3, V>(factors, to, step),
-            4 => self.strips::<4, V>(factors, to, step),
-            5 => self.strips::<5, V>(factors, to, step),
-            _ => self.strips::<ROWS, V>(factors, to, step),
+            1 => self.strips::<1>(factors, to, step),
+            2 => self.strips::<2>(factors, to, step),
+            3 => self.strips::<3>(factors, to, step),
+            4 => self.strips::<4>(factors, to, step),
+            5 => self.strips::<5>(factors, to, step),
+            _ => self.strips::<ROWS>(factors, to, step),
         }
     }
 
     #[inline(always)]
-    fn strips<const R: usize, const V: usize>(
-        self,
-        factors: &[f32; ROWS],
-        to: &mut [f32],
-        step: usize,
-    ) {
+    fn strips<const R: usize>(self, factors: &[f32; ROWS], to: &mut [f32], step: usize) {
+        let columns = self.packed.columns;
         let mut column = 0;
-        while column + V * LANES <= self.packed.step() {
-            self.tile::<R, V>(column, factors, to, step);
-            column += V * LANES;
-        }
-        while column < self.packed.step() {
-            self.tile::<R, 1>(column, factors, to, step);
+        while column + LANES <= columns {
+            self.tile::<R>(column, factors, &mut to[column..], step);
             column += LANES;
         }
+        if column < columns {
+            let mut whole = [0.0; ROWS * LANES];
+            self.tile::<R>(column, factors, &mut whole, LANES);
+            for (row, whole) in whole.chunks_exact(LANES).enumerate().take(R) {
+                let left = columns - column;
+                to[row * step + column..][..left].copy_from_slice(&whole[..left]);
+            }
+        }
     }
 
-    /// `R` rows by `V` vectors of columns.
+    /// `R` rows by a vector of columns from `column` on. Counted loops, as the
+    /// compiler then unrolls them and keeps the sums in registers.
     #[inline(always)]
-    fn tile<const R: usize, const V: usize>(
+    #[expect(clippy::needless_range_loop, reason = "see above")]
+    fn tile<const R: usize>(
         self,
         column: usize,
         factors: &[f32; ROWS],
         to: &mut [f32],
         step: usize,
     ) {
-        let depth = self.packed.depth;
-        let rows: [&[f32]; R] = std::array::from_fn(|r| &self.from[r * self.step..][..depth]);
-        let mut sums = [[[0.0_f32; LANES]; V]; R];
-        for index in 0..depth {
-            let at = index * self.packed.step() + column;
-            let (vectors, _) = self.matrix[at..][..V * LANES].as_chunks::<LANES>();
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                for (sums, vector) in sums.iter_mut().zip(vectors) {
-                    for (sum, b) in sums.iter_mut().zip(vector) {
-                        *sum = row[index].mul_add(*b, *sum);
-                    }
+        let mut sums = [[0.0_f32; LANES]; R];
+        for index in 0..self.packed.depth {
+            let vector = &self.matrix[index * self.packed.step() + column..][..LANES];
+            for r in 0..R {
+                let x = self.from[r * self.step + index];
+                for lane in 0..LANES {
+                    sums[r][lane] = x.mul_add(vector[lane], sums[r][lane]);
                 }
             }
         }
-        for (r, sums) in sums.iter().enumerate() {
-            let to = &mut to[r * step + column..];
-            for (v, sums) in sums.iter().enumerate() {
-                let left = self.packed.columns.saturating_sub(column + v * LANES);
-                let scaled = sums.map(|sum| sum * factors[r]);
-                match to.get_mut(v * LANES..(v + 1) * LANES) {
-                    Some(to) if left >= LANES => to.copy_from_slice(&scaled),
-                    _ => to[v * LANES..][..left].copy_from_slice(&scaled[..left]),
-                }
+        for r in 0..R {
+            let to = &mut to[r * step..][..LANES];
+            for lane in 0..LANES {
+                to[lane] = sums[r][lane] * factors[r];
             }
         }
     }

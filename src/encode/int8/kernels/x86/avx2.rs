@@ -173,8 +173,7 @@ impl Kernels for Avx2 {
     fn float(&self, work: FloatWork<'_>) {
         #[target_feature(enable = "avx2,fma")]
         fn inner(work: FloatWork<'_>) {
-            // Six rows of one vector take 12 of 16 registers.
-            floats::run::<1>(work);
+            floats::run(work);
         }
         // SAFETY: `self` proves the features.
         unsafe { inner(work) }

@@ -142,8 +142,7 @@ impl Kernels for Avx512 {
     fn float(&self, work: FloatWork<'_>) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
         fn inner(work: FloatWork<'_>) {
-            // Six rows of four vectors take 24 of 32 registers.
-            floats::run::<4>(work);
+            floats::run(work);
         }
         // SAFETY: `self` proves the features.
         unsafe { inner(work) }
