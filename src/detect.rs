@@ -14,7 +14,7 @@ use thiserror::Error;
 
 pub use layout::Layout;
 
-use crate::preprocess::Preprocessor;
+use crate::preprocess::{Filter, Preprocessor};
 use crate::view::View;
 use network::{Network, Runner};
 
@@ -133,7 +133,9 @@ impl Finder<'_> {
     pub fn find(&mut self, view: &View<'_>) -> Result<&[Detection], DetectError> {
         let (layout, (width, height)) = (self.detector.layout, self.detector.size());
         let (fitted_width, fitted_height) = fitted((view.width(), view.height()), (width, height));
-        let pixels = self.preprocessor.shrink(view, fitted_width, fitted_height);
+        let pixels = self
+            .preprocessor
+            .scale(Filter::Bilinear, view, fitted_width, fitted_height);
         layout.fill(pixels, fitted_width, (width, height), &mut self.tensor);
         let outputs = self.runner.run(&self.tensor)?;
         self.found.clear();

@@ -74,6 +74,7 @@ pub struct Estimator {
 pub struct Scratch {
     logits: Vec<f32>,
     hidden: Vec<f32>,
+    probabilities: Vec<f32>,
 }
 
 /// Parts that do not make an estimator.
@@ -139,20 +140,30 @@ impl Estimator {
 
     /// As [`Estimator::estimate`], in memory that is used again.
     pub fn estimate_with(&self, embedding: &[f32], scratch: &mut Scratch) -> Estimate {
-        let Scratch { logits, hidden } = scratch;
+        let Scratch {
+            logits,
+            hidden,
+            probabilities,
+        } = scratch;
         let scaled = self.bins.cosines(embedding).map(|c| c * self.logit_scale);
         logits.clear();
         logits.extend(scaled);
-        self.conclude(logits, hidden)
+        self.conclude(logits, hidden, std::mem::take(probabilities))
     }
 
     /// The estimate for `logits`, one for every bin: cosine times logit scale.
     pub fn estimate_logits(&self, logits: &[f32]) -> Estimate {
-        self.conclude(logits, &mut Vec::new())
+        self.conclude(logits, &mut Vec::new(), Vec::new())
     }
 
-    fn conclude(&self, logits: &[f32], hidden: &mut Vec<f32>) -> Estimate {
-        let probabilities = softmax(logits);
+    /// The estimate, with its distribution in `probabilities`.
+    fn conclude(
+        &self,
+        logits: &[f32],
+        hidden: &mut Vec<f32>,
+        mut probabilities: Vec<f32>,
+    ) -> Estimate {
+        softmax_to(&mut probabilities, logits);
         let [low, high] = self.range;
         let value = self
             .regressor
@@ -168,6 +179,13 @@ impl Estimator {
             probabilities,
             interval,
         }
+    }
+}
+
+impl Scratch {
+    /// Takes the memory of an estimate that is done with, for the next.
+    pub fn recycle(&mut self, estimate: Estimate) {
+        self.probabilities = estimate.probabilities;
     }
 }
 
@@ -272,11 +290,17 @@ pub fn spread(bins: &[Bin], probabilities: &[f32]) -> f32 {
 
 /// Softmax of `logits`, safe for any finite values.
 pub fn softmax(logits: &[f32]) -> Vec<f32> {
+    let mut powers = Vec::new();
+    softmax_to(&mut powers, logits);
+    powers
+}
+
+fn softmax_to(powers: &mut Vec<f32>, logits: &[f32]) {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut powers: Vec<f32> = logits.iter().map(|logit| (logit - highest).exp()).collect();
+    powers.clear();
+    powers.extend(logits.iter().map(|logit| (logit - highest).exp()));
     let sum: f32 = powers.iter().sum();
     powers.iter_mut().for_each(|power| *power /= sum);
-    powers
 }
 
 fn argmax(values: &[f32]) -> usize {

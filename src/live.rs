@@ -11,6 +11,7 @@
 //! camera (a folder, a clip) waits instead, and nothing is dropped.
 
 mod budget;
+mod pool;
 mod scene;
 mod slot;
 mod smooth;
@@ -44,6 +45,9 @@ pub use tap::{Glimpse, Tap};
 
 /// Events that a reader may be behind.
 const QUEUE: usize = 64;
+
+/// An engine that is at one picture for longer will not come back.
+const LONGEST_TOIL: Duration = Duration::from_secs(60);
 
 /// Opens the source, as often as need be.
 pub type Open = Arc<dyn Fn() -> Result<Box<dyn Source>, SourceError> + Send + Sync>;
@@ -94,7 +98,7 @@ pub struct Pace {
 #[derive(Debug)]
 pub enum Event {
     /// An estimate.
-    Reading(Box<Reading>),
+    Reading(Arc<Reading>),
     /// Something went wrong and is being dealt with.
     Notice(String),
 }
@@ -188,6 +192,13 @@ pub enum LiveError {
     /// The region of interest does not fit the pictures.
     #[error(transparent)]
     Region(#[from] RegionError),
+    /// The engine or the detector does not come back.
+    #[error(
+        "the engine has been at one picture for {:.0} s; ending, so that whoever looks after \
+         numclip starts it again",
+        .0.as_secs_f32()
+    )]
+    Stuck(Duration),
     /// The worker broke down.
     #[error("the worker thread broke down; this is a fault of numclip, please report it")]
     Worker,
@@ -251,6 +262,10 @@ impl Live {
                 Some(fault @ SourceError::Setup(_)) => Err(LiveError::Source(fault)),
                 _ => Ok(false),
             };
+        }
+        let toil = self.supply.toiling();
+        if toil > LONGEST_TOIL {
+            return Err(LiveError::Stuck(toil));
         }
         // Not in the condition, which would keep the lock that a restart needs.
         let stall = locked(&self.settings).stall;

@@ -135,6 +135,11 @@ impl Worker<'_> {
         self.estimate_view(&View::whole(frame))
     }
 
+    /// Takes the memory of an estimate that is done with, for the next.
+    pub fn recycle(&mut self, estimate: Estimate) {
+        self.scratch.recycle(estimate);
+    }
+
     /// The estimate for a part of a frame.
     ///
     /// # Errors

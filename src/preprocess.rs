@@ -6,6 +6,7 @@
 //! travels in the bundle, so no call site holds a mean or a size of its own.
 
 mod fit;
+mod resample;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

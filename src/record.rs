@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use jiff::{Timestamp, Unit};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::bundle::Bundle;
 #[cfg(feature = "live")]
@@ -28,7 +28,8 @@ use crate::pipeline::Timed;
 pub struct Record<'a> {
     source: &'a str,
     frame: u64,
-    time: String,
+    #[serde(serialize_with = "as_text")]
+    time: Timestamp,
     value: f32,
     unit: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,7 +108,7 @@ impl<'a> Record<'a> {
         Self {
             source,
             frame: 0,
-            time: rfc3339(time),
+            time: to_milliseconds(time),
             value: estimate.value,
             unit: &manifest.task.unit,
             interval: estimate.interval,
@@ -165,8 +166,17 @@ impl<'a> Record<'a> {
 /// `time` in UTC as RFC 3339 has it, to the millisecond. A clock that is set
 /// beyond the years that can be written gives that of 1970.
 pub fn rfc3339(time: SystemTime) -> String {
+    to_milliseconds(time).to_string()
+}
+
+fn to_milliseconds(time: SystemTime) -> Timestamp {
     let time = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
-    time.round(Unit::Millisecond).unwrap_or(time).to_string()
+    time.round(Unit::Millisecond).unwrap_or(time)
+}
+
+/// Without a string of its own.
+fn as_text<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(time)
 }
 
 /// Milliseconds to the microsecond: finer than that is noise.

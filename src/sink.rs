@@ -38,7 +38,7 @@ pub struct Answer {
     /// Name of the source.
     pub source: Arc<str>,
     /// The estimate and what belongs to it.
-    pub reading: Reading,
+    pub reading: Arc<Reading>,
 }
 
 /// Takes estimates, on a thread of its own.
@@ -106,8 +106,15 @@ impl Answer {
 
     /// The record as text, on one line.
     pub fn to_json(&self) -> String {
-        // Text keys and plain values always fit.
-        serde_json::to_string(&self.record()).unwrap_or_default()
+        let mut line = Vec::new();
+        self.write_json(&mut line);
+        String::from_utf8(line).unwrap_or_default()
+    }
+
+    /// Adds the record as text to `line`.
+    pub fn write_json(&self, line: &mut Vec<u8>) {
+        let written = serde_json::to_writer(line, &self.record());
+        debug_assert!(written.is_ok(), "text keys and plain values always fit");
     }
 
     /// The quantity in the task's unit: smoothed, where a filter runs.
@@ -154,7 +161,7 @@ mod samples {
         };
         Answer {
             source: "synth:gauge".into(),
-            reading: Reading {
+            reading: Arc::new(Reading {
                 frame,
                 name: None,
                 time: SystemTime::UNIX_EPOCH
@@ -166,7 +173,7 @@ mod samples {
                 smoothed: None,
                 subject: None,
                 bundle: Arc::clone(&BUNDLE),
-            },
+            }),
         }
     }
 }

@@ -26,6 +26,11 @@ struct Broker {
 impl Broker {
     /// A broker in `place`, where there is one on this machine.
     fn start(place: &Path) -> Option<Self> {
+        Self::start_with(place, "")
+    }
+
+    /// As [`Self::start`], with more listeners.
+    fn start_with(place: &Path, listeners: &str) -> Option<Self> {
         let known = [
             "/usr/sbin",
             "/usr/local/sbin",
@@ -39,13 +44,10 @@ impl Broker {
             eprintln!("skipped: no mosquitto on this machine");
             return None;
         };
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = free_port();
         let settings = format!(
-            "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n\
+            "per_listener_settings true\nlistener {port} 127.0.0.1\nallow_anonymous true\n\
+             user root\n{listeners}\
              persistence true\npersistence_location {}/\nautosave_interval 1\n\
              autosave_on_changes true\nmax_inflight_messages 0\nmax_queued_messages 0\n",
             place.display()
@@ -144,6 +146,11 @@ impl Watcher {
     }
 }
 
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
 fn frame(record: &Value) -> u64 {
     record["frame"].as_u64().unwrap()
 }
@@ -237,4 +244,91 @@ fn the_last_will_says_that_a_killed_device_is_gone() {
     until("the last will", || {
         watcher.status().as_deref() == Some("offline")
     });
+}
+
+/// A certificate authority in `place`, and a certificate for this machine.
+#[cfg(feature = "tls")]
+fn certify(place: &Path, authority: &str) {
+    const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    fs::write(
+        place.join("names"),
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
+    )
+    .unwrap();
+    for arguments in [
+        format!(
+            "req -x509 {KEY} -keyout {authority}.key -out {authority}.crt -days 2 -subj /CN={authority}"
+        ),
+        format!("req {KEY} -keyout server.key -out server.csr -subj /CN=localhost"),
+        format!(
+            "x509 -req -in server.csr -CA {authority}.crt -CAkey {authority}.key -CAcreateserial \
+             -out server.crt -days 2 -extfile names"
+        ),
+    ] {
+        let openssl = Command::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(place)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&openssl.stderr);
+        assert!(openssl.status.success(), "openssl {arguments}: {said}");
+    }
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn an_encrypted_broker_wants_the_right_certificate_and_password() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name).display().to_string();
+    certify(place.path(), "other");
+    certify(place.path(), "own");
+    fs::write(at("secret"), "opensesame\n").unwrap();
+    fs::write(at("wrong"), "guess\n").unwrap();
+    let port = free_port();
+    let listener = format!(
+        "listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {}\n\
+         certfile {}\nkeyfile {}\n",
+        at("passwords"),
+        at("server.crt"),
+        at("server.key")
+    );
+    let passwords = Command::new("mosquitto_passwd")
+        .args(["-b", "-c", &at("passwords"), "cam", "opensesame"])
+        .status();
+    if passwords.is_err() {
+        eprintln!("skipped: no mosquitto_passwd on this machine");
+        return;
+    }
+    let Some(broker) = Broker::start_with(place.path(), &listener) else {
+        return;
+    };
+    write_version(&place.path().join("model"), "1.0.0");
+    let watcher = Watcher::start("watcher", broker.port);
+    let run = |authority: &str, password: &str| {
+        let sink = format!(
+            "mqtts://localhost:{port}/plant?user=cam&password_file={password}&ca={authority}.crt"
+        );
+        let source = "synth:gauge?fps=20&size=64";
+        Running::start(
+            place.path(),
+            &[
+                "run", "--model", "model", "--source", source, "--sink", &sink,
+            ],
+        )
+    };
+    for (authority, password, complaint) in [
+        ("other", "secret", "certificate"),
+        ("own", "wrong", "NotAuthorized"),
+    ] {
+        let mut running = run(authority, password);
+        until("a refusal", || {
+            let said = fs::read_to_string(place.path().join("stderr")).unwrap();
+            said.contains(complaint)
+        });
+        running.end();
+    }
+    assert!(watcher.frames().is_empty());
+    let mut running = run("own", "secret");
+    until("estimates", || watcher.frames().len() > 5);
+    assert_eq!(running.end(), 0);
 }

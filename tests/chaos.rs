@@ -244,7 +244,7 @@ fn live(chaos: &Arc<Chaos>, pipeline: &Arc<Pipeline>, settings: Settings) -> Vec
     let (live, events) = Live::start(open, Arc::clone(pipeline), settings);
     let reader = thread::spawn(move || {
         let reading = |event| match event {
-            Event::Reading(reading) => Some(*reading),
+            Event::Reading(reading) => Some(Arc::unwrap_or_clone(reading)),
             Event::Notice(_) => None,
         };
         events.into_iter().filter_map(reading).collect()

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::slot::{Offer, Slot};
-use super::{Counters, Job, Open, Pace, Tap};
+use super::{Counters, Job, Open, Pace, Tap, locked};
 use crate::capture::{Shot, SourceError, Stopper};
 
 /// The first wait before a lost source is opened again; it doubles up to
@@ -27,6 +27,8 @@ pub struct Supply {
     pub successor: Mutex<Option<Job>>,
     turn: AtomicU64,
     wait: Mutex<Wait>,
+    /// Since when the worker has been at one picture.
+    toil: Mutex<Option<Instant>>,
     fault: Mutex<Option<SourceError>>,
 }
 
@@ -61,6 +63,17 @@ impl Supply {
     pub fn waiting(&self) -> Duration {
         let since = self.wait().since;
         since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// How long the worker has been at one picture.
+    pub fn toiling(&self) -> Duration {
+        let since = *locked(&self.toil);
+        since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// The worker begins with a picture, or puts it down.
+    pub fn set_toiling(&self, toils: bool) {
+        *locked(&self.toil) = toils.then(Instant::now);
     }
 
     /// Why there will be no more shots.

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::budget::{Budget, Outlay};
+use super::pool::Pool;
 use super::scene::{Change, Scene};
 use super::smooth::{LONGEST_GAP, Smoothed, Smoother};
 use super::supply::Supply;
@@ -35,7 +36,14 @@ pub fn work(supply: &Supply, mut job: Job, mut send: impl FnMut(Event)) -> Resul
             }
             let budget = job.settings.budget;
             let outlay = budget.map(|budget| (budget, Outlay::begin()));
-            observer.observe(shot, &mut send)?;
+            let observed = observer.observe(shot, &mut |event| {
+                // A reader who is waited for is no fault of the engine.
+                supply.set_toiling(false);
+                send(event);
+                supply.set_toiling(true);
+            });
+            supply.set_toiling(false);
+            observed?;
             if let Some((budget, outlay)) = outlay {
                 supply.slot.rest(outlay.rest(budget));
             }
@@ -55,6 +63,7 @@ struct Observer<'a> {
     smoother: Option<Smoother>,
     finder: Option<Finder<'a>>,
     tracks: Tracks,
+    readings: Pool<Reading>,
     frame: u64,
 }
 
@@ -91,6 +100,7 @@ impl<'a> Observer<'a> {
             smoother: smoother(settings, range),
             finder: detector.map(|detector| detector.finder()).transpose()?,
             tracks: Tracks::default(),
+            readings: Pool::default(),
             frame,
         })
     }
@@ -99,6 +109,7 @@ impl<'a> Observer<'a> {
         let start = Instant::now();
         let frame = self.frame;
         self.frame += 1;
+        self.supply.set_toiling(true);
         let spare = self.supply.slot.spare();
         let (picture, spare) = match develop(shot.bytes, shot.encoding, spare) {
             Ok(developed) => developed,
@@ -203,7 +214,7 @@ impl<'a> Observer<'a> {
     }
 
     fn send(
-        &self,
+        &mut self,
         origin: &Origin,
         timed: Timed,
         smoothed: Option<Smoothed>,
@@ -212,7 +223,7 @@ impl<'a> Observer<'a> {
     ) {
         let readings = &self.supply.counters.readings;
         readings.fetch_add(1, Ordering::Relaxed);
-        send(Event::Reading(Box::new(Reading {
+        let (reading, old) = self.readings.put(Reading {
             frame: origin.frame,
             name: origin.name.clone(),
             time: origin.time,
@@ -223,7 +234,11 @@ impl<'a> Observer<'a> {
             smoothed,
             subject,
             bundle: Arc::clone(self.bundle),
-        })));
+        });
+        if let Some(old) = old {
+            self.worker.recycle(old.timed.estimate);
+        }
+        send(Event::Reading(reading));
     }
 
     /// Another scene: what was seen before says nothing about it.

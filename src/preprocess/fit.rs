@@ -2,20 +2,16 @@
 
 use std::cell::RefCell;
 
-use fast_image_resize as fir;
-use fir::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fir::pixels::U8x3;
-
+use super::resample::{Resampler, Span};
 use super::{Filter, Plan, Resize};
 use crate::frame::Frame;
-use crate::view::{Region, Turn, View};
+use crate::view::{Turn, View};
 
 /// Resizes frames, keeping its buffers from one to the next: no allocation
 /// once it has seen a frame of each size.
 #[derive(Default)]
 pub struct Preprocessor {
-    resizer: fir::Resizer,
-    stretched: Vec<u8>,
+    resampler: Resampler,
     resized: Vec<u8>,
     fitted: Vec<u8>,
 }
@@ -36,51 +32,32 @@ impl Preprocessor {
         &self.fitted
     }
 
-    /// Brings a part of a frame to `width × height`: RGB, interleaved.
-    pub fn shrink(&mut self, view: &View<'_>, width: u32, height: u32) -> &[u8] {
+    /// Brings a part of a frame to `width × height`, neither of them 0: RGB,
+    /// interleaved.
+    pub fn scale(&mut self, filter: Filter, view: &View<'_>, width: u32, height: u32) -> &[u8] {
         let placement = Placement::whole(view.width(), view.height(), width, height);
-        self.resize(Filter::Bilinear, view, &placement.source(view.turn()));
+        self.resize(filter, view, &placement.source(view.turn()));
         let pixels = width as usize * height as usize * 3;
         self.fitted.resize(pixels, 0);
         self.copy_turned(&placement, (width, height), view.turn());
         &self.fitted
     }
 
-    /// The picture last fitted or shrunk; empty before the first.
+    /// The picture last fitted or scaled; empty before the first.
     pub fn fitted(&self) -> &[u8] {
         &self.fitted
     }
 
-    /// Rows are resampled first, columns then, with 8 bits between the two:
-    /// the order in which PIL works. The other one clips overshoots elsewhere,
-    /// which shows where contrast is high.
+    /// Only the wanted window of the resized picture is made.
     fn resize(&mut self, filter: Filter, view: &View<'_>, placement: &Placement) {
-        let (frame, region) = (view.frame(), view.source_region());
-        let (left, crop_width) = placement.x.source_range();
-        let (top, crop_height) = placement.y.source_range();
-        let first = top.floor();
-        let rows = (top + crop_height).ceil().min(f64::from(region.height)) - first;
-        let (width, height) = (placement.x.drawn(), placement.y.drawn());
-        resample(
-            &mut self.resizer,
-            filter,
-            (frame.width(), frame.height(), frame.pixels()),
-            region,
-            [left, first, crop_width, rows],
-            (width, rows as u32, &mut self.stretched),
-        );
-        resample(
-            &mut self.resizer,
-            filter,
-            (width, rows as u32, &self.stretched),
-            Region::whole(width, rows as u32),
-            [0.0, top - first, f64::from(width), crop_height],
-            (width, height, &mut self.resized),
-        );
+        let source = (view.frame(), view.source_region());
+        let spans = [placement.x, placement.y];
+        self.resampler
+            .resample(filter, source, spans, &mut self.resized);
     }
 
-    /// Copies the wanted window of the resized picture; what it does not
-    /// cover (letterbox) is filled.
+    /// Puts the resized picture where it belongs; what it does not cover
+    /// (letterbox) is filled.
     fn place(&mut self, plan: &Plan, placement: &Placement, turn: Turn) {
         let fill = if let Resize::Letterbox { fill } = plan.resize {
             fill
@@ -92,22 +69,21 @@ impl Preprocessor {
         self.copy_turned(placement, (plan.size, plan.size), turn);
     }
 
-    /// Copies the wanted window to its place in a `width × height` picture,
+    /// Copies the resized picture to its place in a `width × height` one,
     /// upright; `placement` is that of the upright picture.
     fn copy_turned(&mut self, placement: &Placement, (width, height): (u32, u32), turn: Turn) {
-        let (skip_x, at_x, wanted_x) = placement.x.window(width);
-        let (skip_y, at_y, wanted_y) = placement.y.window(height);
-        let (drawn_x, drawn_y) = turn.swapped(placement.x.drawn(), placement.y.drawn());
-        for row in 0..wanted_y {
-            let to = ((at_y + row) * width as usize + at_x) * 3;
-            let target = &mut self.fitted[to..to + wanted_x * 3];
-            let (x, y) = (skip_x as u32, (skip_y + row) as u32);
+        let (keep_x, keep_y) = (placement.x.keep, placement.y.keep);
+        let (at_x, at_y) = ((width - keep_x) / 2, (height - keep_y) / 2);
+        let (drawn_x, drawn_y) = turn.swapped(keep_x, keep_y);
+        for y in 0..keep_y {
+            let to = ((at_y + y) as usize * width as usize + at_x as usize) * 3;
+            let target = &mut self.fitted[to..to + keep_x as usize * 3];
             if turn.is_none() {
-                let from = (y as usize * drawn_x as usize + skip_x) * 3;
-                target.copy_from_slice(&self.resized[from..from + wanted_x * 3]);
+                let from = (y * keep_x) as usize * 3;
+                target.copy_from_slice(&self.resized[from..from + target.len()]);
                 continue;
             }
-            for (pixel, x) in target.chunks_exact_mut(3).zip(x..) {
+            for (pixel, x) in target.chunks_exact_mut(3).zip(0..) {
                 let (x, y) = turn.source(x, y, drawn_x, drawn_y);
                 let from = (y as usize * drawn_x as usize + x as usize) * 3;
                 pixel.copy_from_slice(&self.resized[from..from + 3]);
@@ -120,38 +96,6 @@ impl Preprocessor {
         thread_local!(static PREPROCESSOR: RefCell<Preprocessor> = RefCell::default());
         PREPROCESSOR.with_borrow_mut(work)
     }
-}
-
-/// Resamples the part `[left, top, width, height]` of `region` of `source` to
-/// `target` (each width, height, RGB pixels). Beyond the region there is
-/// nothing, as if it had been cut out.
-fn resample(
-    resizer: &mut fir::Resizer,
-    filter: Filter,
-    (source_width, source_height, source): (u32, u32, &[u8]),
-    region: Region,
-    [left, top, crop_width, crop_height]: [f64; 4],
-    (width, height, target): (u32, u32, &mut Vec<u8>),
-) {
-    target.resize(width as usize * height as usize * 3, 0);
-    let source = TypedImageRef::<U8x3>::from_buffer(source_width, source_height, source);
-    let target = TypedImage::<U8x3>::from_buffer(width, height, target);
-    let (Ok(source), Ok(mut target)) = (source, target) else {
-        unreachable!("a frame has the bytes of its size, and so has the buffer");
-    };
-    let [x, y, wide, high] = region.to_array();
-    let Ok(source) = TypedCroppedImage::new(source, x, y, wide, high) else {
-        unreachable!("a view lies within its frame");
-    };
-    let options = fir::ResizeOptions::new()
-        .resize_alg(filter.algorithm())
-        .crop(left, top, crop_width, crop_height);
-    // Of a known pixel type: `resize` would bring in the code of all of them.
-    let resized = resizer.resize_typed(&source, &mut target, &options);
-    debug_assert!(
-        resized.is_ok(),
-        "the crop lies within the source: {resized:?}"
-    );
 }
 
 impl Plan {
@@ -185,17 +129,6 @@ impl Plan {
     }
 }
 
-impl Filter {
-    fn algorithm(self) -> fir::ResizeAlg {
-        match self {
-            Self::Bicubic => fir::ResizeAlg::Convolution(fir::FilterType::CatmullRom),
-            Self::Bilinear => fir::ResizeAlg::Convolution(fir::FilterType::Bilinear),
-            Self::Lanczos => fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3),
-            Self::Nearest => fir::ResizeAlg::Nearest,
-        }
-    }
-}
-
 /// Where a frame goes, per axis.
 struct Placement {
     x: Span,
@@ -221,28 +154,11 @@ impl Placement {
     }
 }
 
-/// One axis: `source` pixels scaled to `full`, of which `first..last` are
-/// drawn and `keep` are wanted in the end.
-///
-/// Only the wanted part is resampled, with a margin as wide as the filter
-/// reaches, so that the result is that of resizing the whole and cropping.
-#[derive(Clone, Copy)]
-struct Span {
-    source: u32,
-    full: u32,
-    first: u32,
-    last: u32,
-    offset: u32,
-    keep: u32,
-}
-
 impl Span {
     fn whole(source: u32, full: u32) -> Self {
         Self {
             source,
             full,
-            first: 0,
-            last: full,
             offset: 0,
             keep: full,
         }
@@ -257,15 +173,9 @@ impl Span {
         } else {
             half
         };
-        let enlargement = f64::from(full) / f64::from(source);
-        let margin = (3.0 * enlargement.max(1.0)).ceil() as u32 + 1;
-        let first = offset.saturating_sub(margin);
-        let last = (offset + size + margin).min(full);
         Self {
             source,
             full,
-            first,
-            last,
             offset,
             keep: size.min(full),
         }
@@ -274,32 +184,9 @@ impl Span {
     /// The same from the other end.
     fn reversed(self) -> Self {
         Self {
-            first: self.full - self.last,
-            last: self.full - self.first,
+            offset: self.full - self.offset - self.keep,
             ..self
         }
-    }
-
-    fn drawn(&self) -> u32 {
-        self.last - self.first
-    }
-
-    /// Start and length of the drawn part in source pixels.
-    fn source_range(&self) -> (f64, f64) {
-        if self.drawn() == self.full {
-            return (0.0, f64::from(self.source));
-        }
-        let scale = f64::from(self.source) / f64::from(self.full);
-        let start = f64::from(self.first) * scale;
-        let length = (f64::from(self.drawn()) * scale).min(f64::from(self.source) - start);
-        (start, length)
-    }
-
-    /// Pixels to skip in the drawn part, where the rest goes, how many.
-    fn window(&self, size: u32) -> (usize, usize, usize) {
-        let skip = self.offset - self.first;
-        let at = (size - self.keep) / 2;
-        (skip as usize, at as usize, self.keep as usize)
     }
 }
 
@@ -315,7 +202,8 @@ fn truncated(length: u32, to: u32, of: u32) -> u32 {
 mod tests {
     use super::*;
     use crate::frame::PixelFormat;
-    use crate::view::Flip;
+    use crate::view::{Flip, Region};
+    use fast_image_resize as fir;
 
     fn noise(width: u32, height: u32) -> Frame {
         let mut state = 1_u32;
@@ -334,7 +222,8 @@ mod tests {
         let width = (u64::from(frame.width()) * u64::from(to) / u64::from(shortest)) as u32;
         let height = (u64::from(frame.height()) * u64::from(to) / u64::from(shortest)) as u32;
         let rgb = fir::PixelType::U8x3;
-        let options = fir::ResizeOptions::new().resize_alg(Filter::Bicubic.algorithm());
+        let bicubic = fir::ResizeAlg::Convolution(fir::FilterType::CatmullRom);
+        let options = fir::ResizeOptions::new().resize_alg(bicubic);
         let source =
             fir::images::ImageRef::new(frame.width(), frame.height(), frame.pixels(), rgb).unwrap();
         let mut wide = fir::images::Image::new(width, frame.height(), rgb);

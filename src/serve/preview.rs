@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::screen::Screen;
 use crate::live::Tap;
-use crate::preprocess::Preprocessor;
+use crate::preprocess::{Filter, Preprocessor};
 use crate::view::View;
 
 /// Longest side of a picture in pixels.
@@ -134,7 +134,7 @@ fn encode(preprocessor: &mut Preprocessor, view: &View<'_>) -> Option<Vec<u8>> {
     let limit = longest.min(u64::from(SIDE));
     let side = |side: u32| (u64::from(side) * limit / longest).max(1) as u32;
     let (width, height) = (side(view.width()), side(view.height()));
-    let pixels = preprocessor.shrink(view, width, height);
+    let pixels = preprocessor.scale(Filter::Bilinear, view, width, height);
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, QUALITY)
         .encode(pixels, width, height, ExtendedColorType::Rgb8)

@@ -58,6 +58,8 @@ struct Open {
     day: u64,
     /// There is something that may not be on the disk yet.
     dirty: bool,
+    /// The line at hand, with its end.
+    line: Vec<u8>,
 }
 
 fn default_keep() -> u32 {
@@ -275,15 +277,19 @@ impl Open {
             file,
             length,
             day: found.modified().map_or(0, day_of),
+            line: Vec::new(),
             dirty: false,
         };
         Ok((open, found.len() - length))
     }
 
     fn append(&mut self, line: &str, day: u64) -> io::Result<()> {
-        let bytes = [line.as_bytes(), b"\n"].concat();
-        self.file.write_all(&bytes)?;
-        self.length += bytes.len() as u64;
+        // All at once, so that nobody sees a line without its end.
+        self.line.clear();
+        self.line.extend_from_slice(line.as_bytes());
+        self.line.push(b'\n');
+        self.file.write_all(&self.line)?;
+        self.length += self.line.len() as u64;
         self.day = self.day.max(day);
         self.dirty = true;
         Ok(())

@@ -13,6 +13,8 @@ use crate::status::SinkStatus;
 const CAPACITY: usize = 256;
 /// How often sinks are flushed.
 const FLUSH: Duration = Duration::from_secs(1);
+/// A sink that is at one estimate for longer is in trouble.
+const LONG: Duration = Duration::from_secs(10);
 /// How often the end of a sink is looked for.
 const NAP: Duration = Duration::from_millis(2);
 
@@ -43,7 +45,7 @@ struct Lane {
 
 /// What a sink's thread shares with the hub.
 struct Shared {
-    queue: Queue<Arc<Answer>>,
+    queue: Queue<Answer>,
     tally: Mutex<Tally>,
 }
 
@@ -52,6 +54,8 @@ struct Tally {
     taken: u64,
     failed: u64,
     backlog: Backlog,
+    /// Since when it has been at one answer.
+    busy: Option<Instant>,
     put: Option<String>,
     flush: Option<String>,
     closed: bool,
@@ -102,9 +106,8 @@ impl Hub {
 
     /// Hands `answer` on.
     pub fn put(&self, answer: Answer) {
-        let answer = Arc::new(answer);
         for lane in self.lanes().iter() {
-            lane.shared.queue.push(Arc::clone(&answer), lane.patient);
+            lane.shared.queue.push(answer.clone(), lane.patient);
         }
     }
 
@@ -172,7 +175,7 @@ impl Lane {
             failed: tally.failed,
             dropped: queue.dropped() + tally.backlog.dropped,
             waiting: queue.len() as u64 + tally.backlog.waiting,
-            fault: tally.fault().cloned(),
+            fault: tally.fault().cloned().or_else(|| tally.hangs()),
             closed: tally.closed || self.thread.is_finished(),
         }
     }
@@ -186,6 +189,7 @@ impl Shared {
             let next = self.queue.pop(due);
             let ended = matches!(next, Next::End);
             if let Next::Item(answer) = next {
+                self.tally().busy = Some(Instant::now());
                 let result = sink.put(&answer);
                 self.note(tell, |tally| tally.count(result));
             }
@@ -224,6 +228,7 @@ impl Shared {
 
 impl Tally {
     fn count(&mut self, result: Result<(), SinkError>) {
+        self.busy = None;
         match &result {
             Ok(()) => self.taken += 1,
             Err(_) => self.failed += 1,
@@ -235,6 +240,11 @@ impl Tally {
     fn flushed(&mut self, result: Result<(), SinkError>) {
         self.closed |= matches!(result, Err(SinkError::Closed));
         self.flush = fault_of(result);
+    }
+
+    fn hangs(&self) -> Option<String> {
+        let busy = self.busy?.elapsed();
+        (busy > LONG).then(|| format!("has been at one estimate for {} s", busy.as_secs()))
     }
 
     fn fault(&self) -> Option<&String> {

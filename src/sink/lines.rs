@@ -24,6 +24,8 @@ pub enum Form {
 pub struct Lines {
     form: Form,
     to: To,
+    /// The line at hand.
+    line: Vec<u8>,
 }
 
 enum To {
@@ -42,30 +44,30 @@ impl Lines {
             if form == Form::Csv {
                 print(stdout().lock(), COLUMNS)?;
             }
-            return Ok((
-                Self {
-                    form,
-                    to: To::Stdout,
-                },
-                0,
-            ));
+            return Ok((Self::new(form, To::Stdout), 0));
         }
         let header = (form == Form::Csv).then_some(COLUMNS);
         let (file, torn) = LineFile::open(settings.clone(), header)?;
-        let to = To::File(file);
-        Ok((Self { form, to }, torn))
+        Ok((Self::new(form, To::File(file)), torn))
+    }
+
+    fn new(form: Form, to: To) -> Self {
+        let line = Vec::new();
+        Self { form, to, line }
     }
 }
 
 impl Sink for Lines {
     fn put(&mut self, answer: &Answer) -> Result<(), SinkError> {
-        let line = match self.form {
-            Form::Json => answer.to_json(),
-            Form::Csv => row(answer),
-        };
+        self.line.clear();
+        match self.form {
+            Form::Json => answer.write_json(&mut self.line),
+            Form::Csv => self.line.extend_from_slice(row(answer).as_bytes()),
+        }
+        let line = str::from_utf8(&self.line).unwrap_or_default();
         match &mut self.to {
-            To::Stdout => print(stdout().lock(), &line),
-            To::File(file) => file.write(&line),
+            To::Stdout => print(stdout().lock(), line),
+            To::File(file) => file.write(line),
         }
     }
 
@@ -149,6 +151,7 @@ fn joined(cells: &[String]) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::sync::Arc;
 
     use super::super::samples::answer;
     use super::*;
@@ -157,12 +160,13 @@ mod tests {
     #[test]
     fn rows_have_their_columns() {
         let mut answer = answer(7, 42.5);
-        answer.reading.name = Some("a \"b\",\nc.png".into());
-        answer.reading.smoothed = Some(Smoothed {
+        let reading = Arc::make_mut(&mut answer.reading);
+        reading.name = Some("a \"b\",\nc.png".into());
+        reading.smoothed = Some(Smoothed {
             value: 42.0,
             interval: None,
         });
-        answer.reading.subject = Some(Subject {
+        reading.subject = Some(Subject {
             id: 3,
             region: [1, 2, 30, 40],
         });

@@ -2,11 +2,22 @@
 //!
 //! ```text
 //! ConvNet → onnx::float, CLIP tower → towers
-//! ConvNet + images → calibrate → taps → int8
+//! ConvNet + images → calibrate → equalize → range → Quantized → refine (round, biases) → int8
+//!                                  recipe says which               simulate runs it in floats
 //! ```
 
 pub mod affine;
 pub mod onnx;
 pub mod towers;
+pub mod range;
 pub mod calibrate;
+pub mod equalize;
+pub mod quantized;
+pub mod simulate;
+pub mod round;
+pub mod refine;
+pub mod recipe;
+pub mod aware;
 pub mod int8;
+#[cfg(test)]
+mod tests;

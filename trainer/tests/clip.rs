@@ -184,6 +184,7 @@ fn both_towers_export_in_float() {
                 out: &out,
                 precision,
                 weights: Weights::Best,
+                int8: export::Wanted::default(),
                 stage: &|_| {},
             })
         };

@@ -14,13 +14,12 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf, absolute};
 
-use fast_image_resize as fir;
-use fir::images::{TypedImage, TypedImageRef};
-use fir::pixels::U8x3;
 use image::{ImageResult, RgbImage};
 use numclip::bundle::Manifest;
 use numclip::estimate::Estimate;
 use numclip::frame::Frame;
+use numclip::preprocess::{Filter, Preprocessor};
+use numclip::view::View;
 
 use crate::canvas::{Canvas, Color};
 use crate::table::decimals;
@@ -151,20 +150,16 @@ fn scaled(frame: &Frame) -> RgbImage {
     let enlargement = f64::from(PICTURE) / longest;
     let side = |length: u32| ((f64::from(length) * enlargement).round() as u32).max(1);
     let (width, height) = (side(frame.width()), side(frame.height()));
-    let mut pixels = vec![0; width as usize * height as usize * 3];
-    let source = TypedImageRef::<U8x3>::from_buffer(frame.width(), frame.height(), frame.pixels());
-    let target = TypedImage::<U8x3>::from_buffer(width, height, &mut pixels);
     // The few pixels of a tiny picture are shown as they are.
     let filter = match enlargement > 4.0 {
-        true => fir::ResizeAlg::Nearest,
-        false => fir::ResizeAlg::Convolution(fir::FilterType::CatmullRom),
+        true => Filter::Nearest,
+        false => Filter::Bicubic,
     };
-    if let (Ok(source), Ok(mut target)) = (source, target) {
-        let options = fir::ResizeOptions::new().resize_alg(filter);
-        let resized = fir::Resizer::new().resize_typed(&source, &mut target, &options);
-        debug_assert!(resized.is_ok(), "both have pixels: {resized:?}");
-    }
-    RgbImage::from_raw(width, height, pixels).unwrap_or_default()
+    let scaled = |preprocessor: &mut Preprocessor| {
+        let pixels = preprocessor.scale(filter, &View::whole(frame), width, height);
+        RgbImage::from_raw(width, height, pixels.to_vec())
+    };
+    Preprocessor::with(scaled).unwrap_or_default()
 }
 
 /// The right side: what is said about the picture.

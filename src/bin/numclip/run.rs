@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use numclip::bundle::Bundle;
 use numclip::capture::SourceAddress;
-use numclip::live::{Counts, Event, Live};
+use numclip::live::{Counts, Event, Live, LiveError};
 use numclip::pipeline::Pipeline;
 #[cfg(feature = "http")]
 use numclip::serve::{Screen, Server};
@@ -110,6 +110,12 @@ pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
     }
     let (mut running, feeder) = Running::start(settings, pipeline)?;
     let result = running.watch(args, &signals);
+    let is_stuck =
+        |error: &anyhow::Error| matches!(error.downcast_ref(), Some(LiveError::Stuck(_)));
+    if result.as_ref().is_err_and(is_stuck) {
+        // What does not come back is not waited for.
+        signals.ended.store(true, Ordering::SeqCst);
+    }
     notify(&[NotifyState::Stopping]);
     let status = running.end(feeder, &signals.ended);
     if verbose {
@@ -316,10 +322,7 @@ fn feed(events: &Receiver<Event>, hub: &Hub, source: &Mutex<Arc<str>>, tell: &Te
             Event::Notice(notice) => tell(notice),
             Event::Reading(reading) => {
                 let source = Arc::clone(&source.lock().unwrap_or_else(PoisonError::into_inner));
-                hub.put(Answer {
-                    source,
-                    reading: *reading,
-                });
+                hub.put(Answer { source, reading });
             }
         }
     }

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{OptimError, empty_group, is_under, parameter_paths};
+use super::{OptimError, empty_group, fields, is_under, parameter_paths};
 
 /// A part of the model that stays as it is.
 ///
@@ -13,7 +13,8 @@ use super::{OptimError, empty_group, is_under, parameter_paths};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Freeze {
-    /// Module path, such as `encoder` or `text.context`: the parameters at and below it.
+    /// Module path, such as `encoder.features.blocks.0` or `text.context`: the parameters at and
+    /// below it.
     pub path: String,
     /// The last epoch, counted from 1, in which it is frozen; all if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,8 +54,11 @@ pub fn apply<M: Module>(freeze: &[Freeze], module: M, epoch: usize) -> M {
 
 /// All that lies at and below the path, switches such as that of batch normalisation included.
 fn group(part: &Freeze) -> Option<ParamGroup> {
-    let path = part.path.replace('.', r"\.");
-    ParamGroup::from_regex(format!(r"^{path}(\.|$)")).ok()
+    let kinds = r"(?:[A-Z]\w*\.)*";
+    let path = fields(&part.path)
+        .collect::<Vec<_>>()
+        .join(&format!(r"\.{kinds}"));
+    ParamGroup::from_regex(format!(r"^{kinds}{path}(\.|$)")).ok()
 }
 
 struct Trainable(bool);

@@ -54,7 +54,8 @@ pub struct OptimConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LrGroup {
-    /// Module path, such as `encoder` or `encoder.stages.0`: the parameters at and below it.
+    /// Module path, such as `encoder` or `encoder.features.blocks.0`: the parameters at and below
+    /// it. Names of kinds (`MobileNetV2`) may be left out.
     pub path: String,
     /// Learning rate, before the schedule's factor. With 0 the weights stay, but gradients are
     /// computed all the same: [`Freeze`] saves that work.
@@ -79,11 +80,13 @@ pub enum OptimError {
         expected: &'static str,
     },
     /// A group's path leads to no parameter.
-    #[error("optimizer group `{path}` matches no parameter; the model's parts are: {parts}")]
+    #[error("`{path}` matches no parameter; {within} has: {parts}")]
     EmptyGroup {
         /// The path in the configuration.
         path: String,
-        /// The first components of all parameter paths.
+        /// How far it leads.
+        within: String,
+        /// What there is.
         parts: String,
     },
     /// All parameters are frozen.
@@ -218,16 +221,41 @@ fn in_range(
 
 /// Whether a parameter lies at or below a module path.
 fn is_under(parameter: &str, path: &str) -> bool {
-    let rest = parameter.strip_prefix(path);
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    let mut parts = fields(parameter);
+    fields(path).all(|part| parts.next() == Some(part))
 }
 
+/// The names of fields and indices in a path. Between them a module of several kinds has the name
+/// of its kind, in capitals, which says nothing that the task file does not.
+fn fields(path: &str) -> impl Iterator<Item = &str> + Clone {
+    let is_kind = |part: &&str| part.starts_with(|first: char| first.is_ascii_uppercase());
+    path.split('.').filter(move |part| !is_kind(part))
+}
+
+/// A path that leads nowhere, and what there is where it leaves the model.
 fn empty_group(path: &str, paths: &[String]) -> OptimError {
-    let mut parts: Vec<&str> = paths.iter().filter_map(|p| p.split('.').next()).collect();
-    parts.dedup();
+    let parts: Vec<&str> = fields(path).collect();
+    let under = |depth: usize| {
+        let prefix = parts[..depth].join(".");
+        paths
+            .iter()
+            .filter(move |path| depth == 0 || is_under(path, &prefix))
+    };
+    let known = (0..parts.len())
+        .rev()
+        .find(|&depth| under(depth).next().is_some());
+    let known = known.unwrap_or(0);
+    let mut found: Vec<&str> = under(known)
+        .filter_map(|path| fields(path).nth(known))
+        .collect();
+    found.dedup();
     OptimError::EmptyGroup {
         path: path.to_string(),
-        parts: parts.join(", "),
+        within: match known {
+            0 => "the model".into(),
+            _ => format!("`{}`", parts[..known].join(".")),
+        },
+        parts: found.join(", "),
     }
 }
 

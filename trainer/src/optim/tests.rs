@@ -227,6 +227,25 @@ fn a_frozen_part_keeps_weights_and_statistics_until_it_is_released() {
 }
 
 #[test]
+fn paths_need_not_name_kinds() {
+    let parameter = "encoder.Conv.features.MobileNetV2.blocks.10.expand.weight";
+    for path in [
+        "encoder",
+        "encoder.features.blocks.10",
+        "encoder.Conv.features.blocks",
+        parameter,
+    ] {
+        assert!(is_under(parameter, path), "{path}");
+    }
+    for path in ["encoder.features.blocks.1", "features", "encoder.head"] {
+        assert!(!is_under(parameter, path), "{path}");
+    }
+    let paths = [parameter, "encoder.Conv.head.weight"].map(String::from);
+    let error = empty_group("encoder.features.stages.0", &paths).to_string();
+    assert!(error.contains("`encoder.features` has: blocks"), "{error}");
+}
+
+#[test]
 fn a_bad_config_is_named() {
     let device = Device::flex();
     let check = |toml: &str, expected: &str| {

@@ -1,0 +1,323 @@
+//! Resampling of 8-bit RGB pictures.
+//!
+//! A convolution per axis in 16-bit fixed point, rows first, columns then,
+//! with 8 bits between the two: the order in which PIL works. (The other one
+//! clips overshoots elsewhere, which shows where contrast is high.) Weights are
+//! worked out when the geometry changes, and memory is used again: frame after
+//! frame of one size nothing is allocated.
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::f64::consts::PI;
+
+use super::Filter;
+use crate::frame::Frame;
+use crate::view::Region;
+
+/// Pixels that a kernel takes at a time; all weights come in such groups.
+const GROUP: usize = 4;
+/// Rows that a kernel works on at once.
+const ROWS: usize = 4;
+/// Bytes beyond a row that a kernel may read: 16 are loaded for a group's 12.
+const SLACK: usize = 4;
+/// Columns of bytes that are summed at a time.
+const BLOCK: usize = 64;
+
+/// One axis of a picture: `keep` pixels from `offset` on, of the `full` pixels
+/// that `source` ones would become.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Span {
+    pub source: u32,
+    pub full: u32,
+    pub offset: u32,
+    pub keep: u32,
+}
+
+/// Resamples, keeping weights and memory from one picture to the next.
+#[derive(Default)]
+pub(super) struct Resampler {
+    x: Axis,
+    y: Axis,
+    /// Rows done, columns not: `[rows, x.keep, 3]`.
+    between: Vec<u8>,
+    /// A copy of a row after which there is nothing to read.
+    edge: Vec<u8>,
+}
+
+/// The weights of one axis: pixel `i` of the result is the sum of `taps`
+/// pixels from `starts[i]` on, each times its weight.
+#[derive(Default)]
+struct Axis {
+    made_for: Option<(Span, Filter)>,
+    starts: Vec<u32>,
+    /// `[keep, taps]`, in units of 2^-precision; `taps` is a multiple of [`GROUP`].
+    weights: Vec<i16>,
+    taps: usize,
+    precision: u32,
+    /// The weights as they were before rounding: `[keep, taps]`.
+    exact: Vec<f64>,
+}
+
+impl Resampler {
+    /// Resamples `region` of `frame`, of which `x` and `y` say what is wanted,
+    /// to `target`: RGB, interleaved, `y.keep` rows of `x.keep` pixels. Beyond
+    /// the region there is nothing, as if it had been cut out.
+    pub fn resample(
+        &mut self,
+        filter: Filter,
+        (frame, region): (&Frame, Region),
+        [x, y]: [Span; 2],
+        target: &mut Vec<u8>,
+    ) {
+        debug_assert!((x.source, y.source) == (region.width, region.height));
+        self.x.prepare(x, filter);
+        self.y.prepare(y, filter);
+        let (first, rows) = self.y.reach();
+        let line = 3 * x.keep as usize;
+        self.between.resize(rows * line, 0);
+        self.stretch_rows(frame, region, first);
+        target.resize(y.keep as usize * line, 0);
+        for (row, target) in target.chunks_exact_mut(line).enumerate() {
+            let (start, weights) = self.y.pixel(row);
+            let lines = &self.between[(start - first) * line..];
+            sum_lines(weights, self.y.precision, lines, target);
+        }
+    }
+
+    /// The rows that the columns need, each brought to its width.
+    fn stretch_rows(&mut self, frame: &Frame, region: Region, first: usize) {
+        let line = 3 * self.x.starts.len();
+        let (stride, pixels) = (3 * frame.width() as usize, frame.pixels());
+        let (top, left) = (region.top as usize + first, 3 * region.left as usize);
+        let needed = 3 * self.x.width() + SLACK;
+        for (index, target) in self.between.chunks_mut(ROWS * line).enumerate() {
+            let row = |row: usize| {
+                let row = (index * ROWS + row).min(region.height as usize - first - 1);
+                &pixels[(top + row) * stride + left..]
+            };
+            if target.len() == ROWS * line && row(ROWS - 1).len() >= needed {
+                stretch(&self.x, std::array::from_fn::<_, ROWS, _>(row), target);
+                continue;
+            }
+            for (at, target) in target.chunks_exact_mut(line).enumerate() {
+                let row = row(at);
+                let pixels = &row[..row.len().min(3 * region.width as usize)];
+                self.edge.clear();
+                self.edge.extend_from_slice(pixels);
+                self.edge.resize(needed, 0);
+                stretch(&self.x, [&self.edge[..]], target);
+            }
+        }
+    }
+}
+
+impl Axis {
+    /// Works the weights out, unless they are at hand.
+    fn prepare(&mut self, span: Span, filter: Filter) {
+        if self.made_for == Some((span, filter)) {
+            return;
+        }
+        self.weigh(span, filter);
+        self.round();
+        self.made_for = Some((span, filter));
+    }
+
+    /// The weights as real numbers: those of each pixel sum to 1.
+    fn weigh(&mut self, span: Span, filter: Filter) {
+        let scale = f64::from(span.source) / f64::from(span.full);
+        // Filters widen with the reduction (antialias).
+        let wide = if filter == Filter::Nearest {
+            1.0
+        } else {
+            scale.max(1.0)
+        };
+        let reach = filter.reach() * wide;
+        let source = span.source as usize;
+        let most = (2 * reach.ceil() as usize + 1).min(source);
+        self.taps = most.next_multiple_of(GROUP);
+        self.starts.clear();
+        self.exact.clear();
+        for pixel in span.offset..span.offset + span.keep {
+            let centre = (f64::from(pixel) + 0.5) * scale;
+            let (from, to) = match filter {
+                Filter::Nearest => {
+                    // In whole numbers, as centres often fall on an edge.
+                    let twice = (2 * u64::from(pixel) + 1) * u64::from(span.source);
+                    let nearest = (twice / (2 * u64::from(span.full))) as usize;
+                    (nearest, nearest + 1)
+                }
+                _ => (
+                    (centre - reach).floor().max(0.0) as usize,
+                    (centre + reach).ceil() as usize,
+                ),
+            };
+            let (from, to) = (from.min(source - 1), to.min(source));
+            // As far back as need be for whole groups to end within the row.
+            let start = from.min(source.saturating_sub(self.taps));
+            let begin = self.exact.len();
+            self.exact.resize(begin + self.taps, 0.0);
+            let weights = &mut self.exact[begin + from - start..begin + to - start];
+            for (at, weight) in weights.iter_mut().enumerate() {
+                *weight = filter.at(((from + at) as f64 - (centre - 0.5)) * (1.0 / wide));
+            }
+            let sum: f64 = weights.iter().sum();
+            weights.iter_mut().for_each(|weight| *weight /= sum);
+            self.starts.push(start as u32);
+        }
+    }
+
+    /// Rounds the weights to 16 bits, as finely as the largest allows.
+    fn round(&mut self) {
+        let largest = self.exact.iter().copied().fold(0.0, f64::max);
+        let fits = |bits: &u32| (largest * f64::from(1 << bits)).round() < f64::from(1 << 15);
+        self.precision = (1..22).take_while(fits).last().unwrap_or(1);
+        let scale = f64::from(1 << self.precision);
+        self.weights.clear();
+        self.weights.extend(
+            self.exact
+                .iter()
+                .map(|weight| (weight * scale).round() as i16),
+        );
+    }
+
+    /// Where the pixels that make pixel `index` begin, and their weights.
+    fn pixel(&self, index: usize) -> (usize, &[i16]) {
+        let weights = &self.weights[index * self.taps..][..self.taps];
+        (self.starts[index] as usize, weights)
+    }
+
+    /// The first pixel that is read, and how many there are.
+    fn reach(&self) -> (usize, usize) {
+        let first = self.starts.first().map_or(0, |start| *start as usize);
+        (first, self.width() - first)
+    }
+
+    /// End of the last pixel that is read.
+    fn width(&self) -> usize {
+        self.starts.last().map_or(0, |start| *start as usize) + self.taps
+    }
+}
+
+impl Filter {
+    /// Distance beyond which a pixel has no weight, in pixels of the coarser picture.
+    fn reach(self) -> f64 {
+        match self {
+            Self::Nearest => 0.5,
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    /// The weight at distance `x`.
+    fn at(self, x: f64) -> f64 {
+        let x = x.abs();
+        match self {
+            Self::Nearest => 1.0,
+            _ if x >= self.reach() => 0.0,
+            Self::Bilinear => 1.0 - x,
+            // Keys (1981), eq. 15, with a = -1/2.
+            Self::Bicubic if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
+            Self::Bicubic => ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0,
+            Self::Lanczos => sinc(x) * sinc(x / 3.0),
+        }
+    }
+}
+
+fn sinc(x: f64) -> f64 {
+    if x == 0.0 {
+        1.0
+    } else {
+        (x * PI).sin() / (x * PI)
+    }
+}
+
+/// Brings `R` rows, each of at least `axis.width()` pixels and [`SLACK`] bytes,
+/// to the width of `target`, where they stand one after the other.
+fn stretch<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mut [u8]) {
+    let needed = 3 * axis.width() + SLACK;
+    assert!(
+        rows.iter().all(|row| row.len() >= needed),
+        "rows are long enough"
+    );
+    assert_eq!(
+        target.len(),
+        R * 3 * axis.starts.len(),
+        "the target holds the rows"
+    );
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: AVX2 is there, and the lengths were checked above.
+        return unsafe { x86::stretch(axis, rows, target) };
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: NEON is part of the architecture, and the lengths were checked above.
+    return unsafe { neon::stretch(axis, rows, target) };
+    #[cfg(not(target_arch = "aarch64"))]
+    stretch_plain(axis, rows, target);
+}
+
+/// [`stretch`] in plain Rust: what the kernels must equal.
+#[cfg(any(test, not(target_arch = "aarch64")))]
+fn stretch_plain<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mut [u8]) {
+    let line = target.len() / R;
+    for (row, target) in rows.into_iter().zip(target.chunks_exact_mut(line)) {
+        for (pixel, target) in target.chunks_exact_mut(3).enumerate() {
+            let (start, weights) = axis.pixel(pixel);
+            let mut sums = [half(axis.precision); 3];
+            for (source, weight) in row[3 * start..].chunks_exact(3).zip(weights) {
+                for (sum, level) in sums.iter_mut().zip(source) {
+                    *sum += i32::from(*level) * i32::from(*weight);
+                }
+            }
+            for (level, sum) in target.iter_mut().zip(sums) {
+                *level = to_level(sum, axis.precision);
+            }
+        }
+    }
+}
+
+/// `target` = the sum of the first lines of `lines`, each as long as `target`,
+/// times their weights. Lines with no weight need not be there.
+fn sum_lines(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: AVX2 is there.
+        return unsafe { x86::sum_lines(weights, precision, lines, target) };
+    }
+    sum_lines_plain(weights, precision, lines, target);
+}
+
+/// [`sum_lines`] in plain Rust, which compilers turn into vectors.
+#[inline(always)]
+fn sum_lines_plain(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8]) {
+    let line = target.len();
+    for (block, target) in target.chunks_mut(BLOCK).enumerate() {
+        let mut sums = [half(precision); BLOCK];
+        let sums = &mut sums[..target.len()];
+        for (source, weight) in lines.chunks_exact(line).zip(weights) {
+            let source = &source[block * BLOCK..][..target.len()];
+            for (sum, level) in sums.iter_mut().zip(source) {
+                *sum += i32::from(*level) * i32::from(*weight);
+            }
+        }
+        for (level, sum) in target.iter_mut().zip(sums) {
+            *level = to_level(*sum, precision);
+        }
+    }
+}
+
+/// What rounds a sum to the nearest level.
+fn half(precision: u32) -> i32 {
+    1 << (precision - 1)
+}
+
+fn to_level(sum: i32, precision: u32) -> u8 {
+    (sum >> precision).clamp(0, 255) as u8
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,61 @@
+//! Kernels for AVX2.
+
+use std::arch::x86_64::*;
+
+use super::{Axis, GROUP, half};
+
+/// As [`super::stretch_plain`].
+///
+/// # Safety
+/// AVX2 must be there, every row must have `3 · axis.width() + SLACK` bytes,
+/// and `target` 3 bytes for each row and pixel of the axis.
+#[target_feature(enable = "avx2")]
+pub unsafe fn stretch<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mut [u8]) {
+    let line = target.len() / R;
+    // Bytes of two pixels as pairs of 16 bits, channel by channel: pixels 0
+    // and 1 in the lower half, 2 and 3 in the upper.
+    #[rustfmt::skip]
+    let pairs = _mm256_setr_epi8(
+        0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1,
+        6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1,
+    );
+    let halves = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    let rounding = _mm_set1_epi32(half(axis.precision));
+    let shift = _mm_cvtsi32_si128(axis.precision as i32);
+    for pixel in 0..axis.starts.len() {
+        let (start, weights) = axis.pixel(pixel);
+        let mut sums = [_mm256_setzero_si256(); R];
+        for (group, weights) in weights.chunks_exact(GROUP).enumerate() {
+            // SAFETY: a group has four weights of 16 bits.
+            let weights = unsafe { _mm_loadl_epi64(weights.as_ptr().cast()) };
+            let weights = _mm256_permutevar8x32_epi32(_mm256_broadcastq_epi64(weights), halves);
+            let at = 3 * (start + GROUP * group);
+            for (sum, row) in sums.iter_mut().zip(rows) {
+                // SAFETY: the group ends by `axis.width()`, and 16 bytes are
+                // four more than it has: the row has them.
+                let bytes = unsafe { _mm_loadu_si128(row.as_ptr().add(at).cast()) };
+                let levels = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), pairs);
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(levels, weights));
+            }
+        }
+        for (row, sum) in sums.into_iter().enumerate() {
+            let (low, high) = (
+                _mm256_castsi256_si128(sum),
+                _mm256_extracti128_si256::<1>(sum),
+            );
+            let sum = _mm_add_epi32(_mm_add_epi32(low, high), rounding);
+            let levels = _mm_packs_epi32(_mm_sra_epi32(sum, shift), _mm_setzero_si128());
+            let levels = _mm_cvtsi128_si32(_mm_packus_epi16(levels, levels)).to_le_bytes();
+            target[row * line + 3 * pixel..][..3].copy_from_slice(&levels[..3]);
+        }
+    }
+}
+
+/// As [`super::sum_lines_plain`].
+///
+/// # Safety
+/// AVX2 must be there.
+#[target_feature(enable = "avx2")]
+pub unsafe fn sum_lines(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8]) {
+    super::sum_lines_plain(weights, precision, lines, target);
+}
