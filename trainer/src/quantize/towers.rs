@@ -1,13 +1,15 @@
-//! The float form of transformers and of CLIP's residual network, which are no chain of
-//! convolutions.
+//! Transformers and CLIP's residual network, which are no chain of convolutions, in ONNX.
+
+use std::collections::HashMap;
 
 use burn::nn::{LayerNorm, Linear};
 use burn::tensor::Tensor;
 
-use super::onnx::{Attribute, Builder, INPUT, float_nodes};
+use super::affine::{Affine, quantize_conv};
+use super::onnx::{Attribute, Builder, INPUT, conv_attributes, float_nodes};
 use crate::clip::transformer::{Attention, Block};
 use crate::clip::{Activation, VitForm};
-use crate::graph::{ConvNet, Value};
+use crate::graph::{self, Conv, ConvNet, Value};
 use crate::model::layers::ConvUnit;
 use crate::model::resnet::{AttentionPool, Bottleneck, ResNet};
 use crate::model::vit::Vit;
@@ -18,6 +20,9 @@ pub struct Tower {
     pub bytes: Vec<u8>,
     /// Multiply-accumulate operations for one image.
     pub macs: u64,
+    /// Names of the values, the image left out, that are multiplied with constant weights; each
+    /// once. Of vision transformers alone.
+    pub products: Vec<String>,
 }
 
 /// Writes a vision transformer for images of `size` height and width, followed by `tail` over its
@@ -25,6 +30,23 @@ pub struct Tower {
 pub fn vit(vit: &Vit, tail: Option<&ConvNet>, size: usize) -> Tower {
     let mut writer = Writer {
         epsilon: vit.form.epsilon() as f32,
+        ..Writer::default()
+    };
+    let stream = writer.vit(vit, size);
+    writer.finish(&stream, tail, size, vit.dim())
+}
+
+/// Writes a vision transformer as [`vit`], its products with constant weights in int8: `levels`
+/// says how the image and each of [`Tower::products`] are quantised.
+pub fn vit_int8(
+    vit: &Vit,
+    tail: Option<&ConvNet>,
+    size: usize,
+    levels: HashMap<String, Affine>,
+) -> Tower {
+    let mut writer = Writer {
+        epsilon: vit.form.epsilon() as f32,
+        levels,
         ..Writer::default()
     };
     let stream = writer.vit(vit, size);
@@ -45,6 +67,10 @@ struct Writer {
     macs: u64,
     /// ε of the layer norms.
     epsilon: f32,
+    /// What is multiplied with constant weights, in the order in which it was met.
+    products: Vec<String>,
+    /// How those are quantised, where products are written in int8.
+    levels: HashMap<String, Affine>,
 }
 
 impl Default for Writer {
@@ -53,6 +79,8 @@ impl Default for Writer {
             builder: Builder::default(),
             macs: 0,
             epsilon: VitForm::Clip.epsilon() as f32,
+            products: Vec::new(),
+            levels: HashMap::new(),
         }
     }
 }
@@ -64,15 +92,26 @@ impl Writer {
     fn vit(&mut self, vit: &Vit, size: usize) -> String {
         let [width, inputs, patch, _] = vit.patches.val().dims();
         let places = (size / patch).pow(2);
-        let kernel = plain(vit.patches.val());
-        let kernel = self
-            .builder
-            .floats("patches.weight", &[width, inputs, patch, patch], &kernel);
-        let window =
-            ["kernel_shape", "strides"].map(|name| Attribute::Ints(name, vec![patch as i64; 2]));
-        let patches = self
-            .builder
-            .node("Conv", "patches", &[INPUT, &kernel], &window);
+        let patches = Conv {
+            weight: plain(vit.patches.val()),
+            shape: [width, inputs, patch, patch],
+            bias: vec![0.0; width],
+            stride: [patch; 2],
+            padding: [0; 4],
+            groups: 1,
+            activation: graph::Activation::None,
+        };
+        let patches = match self.levels.get(INPUT).copied() {
+            Some(affine) => self.integer_conv("patches", affine, &patches),
+            None => {
+                let kernel = self
+                    .builder
+                    .floats("patches.weight", &patches.shape, &patches.weight);
+                let window = conv_attributes(&patches);
+                self.builder
+                    .node("Conv", "patches", &[INPUT, &kernel], &window)
+            }
+        };
         self.macs += (places * width * inputs * patch * patch) as u64;
         let rows = self.reshape("rows", &patches, &[0, width as i64, places as i64]);
         let rows = self.transpose("sequence", &rows, &[0, 2, 1]);
@@ -334,10 +373,109 @@ impl Writer {
     fn matmul(&mut self, name: &str, input: &str, weight: Tensor<2>, rows: usize) -> String {
         let shape = weight.dims();
         self.macs += (rows * shape[0] * shape[1]) as u64;
+        if let Some(affine) = self.levels.get(input).copied() {
+            return self.integer_matmul(name, input, affine, weight);
+        }
+        if !self.products.iter().any(|known| known == input) {
+            self.products.push(input.into());
+        }
         let weight = self
             .builder
             .floats(&format!("{name}.weight"), &shape, &plain(weight));
         self.builder.node("MatMul", name, &[input, &weight], &[])
+    }
+
+    /// Times a constant matrix, in integers.
+    fn integer_matmul(
+        &mut self,
+        name: &str,
+        input: &str,
+        affine: Affine,
+        weight: Tensor<2>,
+    ) -> String {
+        let [inputs, outputs] = weight.dims();
+        let layer = Conv {
+            weight: plain(weight.transpose()),
+            shape: [outputs, inputs, 1, 1],
+            bias: vec![0.0; outputs],
+            stride: [1; 2],
+            padding: [0; 4],
+            groups: 1,
+            activation: graph::Activation::None,
+        };
+        let quantized = quantize_conv(&layer, affine.scale);
+        let turned =
+            (0..inputs * outputs).map(|i| quantized.weight[i % outputs * inputs + i / outputs]);
+        let turned: Vec<i8> = turned.collect();
+        let weight = format!("{name}.weight");
+        let weight = self
+            .builder
+            .signed_bytes(&weight, &[inputs, outputs], &turned);
+        let [levels, zero_point] = self.quantize(input, affine);
+        let sums = format!("{name}.sums");
+        let sums = self.builder.node(
+            "MatMulInteger",
+            &sums,
+            &[&levels, &weight, &zero_point],
+            &[],
+        );
+        self.real(name, &sums, &[outputs], &quantized.scales, affine.scale)
+    }
+
+    /// A convolution of the image without bias, in integers.
+    fn integer_conv(&mut self, name: &str, affine: Affine, conv: &Conv) -> String {
+        let quantized = quantize_conv(conv, affine.scale);
+        let weight = format!("{name}.weight");
+        let weight = self
+            .builder
+            .signed_bytes(&weight, &conv.shape, &quantized.weight);
+        let [levels, zero_point] = self.quantize(INPUT, affine);
+        let inputs = [levels.as_str(), &weight, &zero_point];
+        let sums = format!("{name}.sums");
+        let sums = self
+            .builder
+            .node("ConvInteger", &sums, &inputs, &conv_attributes(conv));
+        let outputs = [1, conv.shape[0], 1, 1];
+        self.real(name, &sums, &outputs, &quantized.scales, affine.scale)
+    }
+
+    /// The levels of a value and their zero point, written when they are first asked for.
+    fn quantize(&mut self, input: &str, affine: Affine) -> [String; 2] {
+        let names = ["levels", "zero_point"].map(|part| format!("{input}.{part}"));
+        if !self.products.iter().any(|known| known == input) {
+            self.products.push(input.into());
+            let scale = self
+                .builder
+                .floats(&format!("{input}.scale"), &[], &[affine.scale]);
+            self.builder.bytes(&names[1], &[], vec![affine.zero_point]);
+            self.builder.node(
+                "QuantizeLinear",
+                &names[0],
+                &[input, &scale, &names[1]],
+                &[],
+            );
+        }
+        names
+    }
+
+    /// What sums of products of levels mean.
+    fn real(
+        &mut self,
+        name: &str,
+        sums: &str,
+        dims: &[usize],
+        scales: &[f32],
+        input_scale: f32,
+    ) -> String {
+        let float = Attribute::Int("to", 1);
+        let sums = self
+            .builder
+            .node("Cast", &format!("{name}.cast"), &[sums], &[float]);
+        let factors: Vec<f32> = scales.iter().map(|scale| scale * input_scale).collect();
+        let factors = self
+            .builder
+            .floats(&format!("{name}.factor"), dims, &factors);
+        self.builder.node("Mul", name, &[&sums, &factors], &[])
     }
 
     fn add<const D: usize>(
@@ -397,6 +535,7 @@ impl Writer {
         Tower {
             bytes: self.builder.finish(&last, [3, size, size], dim),
             macs: self.macs,
+            products: self.products,
         }
     }
 }

@@ -266,6 +266,37 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// `Conv` of single pixels, in floats.
+    pub fn pointwise(&mut self, node: &'a Node) -> Result<Value, GraphError> {
+        let dims = &self.constant(node, 1)?.dims;
+        let &[outputs, inputs, 1, 1] = dims.as_slice() else {
+            return Err(node.error(format!(
+                "float weights of {dims:?}; expected quantised ones"
+            )));
+        };
+        let strides: [usize; 2] = node.sizes("strides", 1)?;
+        let pads: [usize; 4] = node.sizes("pads", 0)?;
+        let wrong = || node.error("in floats, only pixels by themselves and all channels run");
+        if strides != [1; 2] || pads != [0; 4] || node.int("group", 1) != 1 {
+            return Err(wrong());
+        }
+        let pixels = self
+            .view(node, 0)?
+            .permuted(&[0, 2, 3, 1])
+            .ok_or_else(wrong)?;
+        let weight = self.view(node, 1)?.reshaped(&[outputs, inputs]);
+        let weight = weight.and_then(|weight| weight.permuted(&[1, 0]));
+        let mut result = self.multiplied_matrices(node, pixels, weight.ok_or_else(wrong)?)?;
+        if !node.input(2).is_empty() {
+            let bias = self.view(node, 2)?;
+            result = self.combined(node, Binary::Add, result, bias)?;
+        }
+        result
+            .permuted(&[0, 3, 1, 2])
+            .map(Value::View)
+            .ok_or_else(wrong)
+    }
+
     /// `QLinearMatMul` of two activations, computed in floats.
     pub fn quantized_product(&mut self, node: &'a Node) -> Result<Value, GraphError> {
         let from = [self.levels(node, 0)?, self.levels(node, 3)?];

@@ -106,7 +106,10 @@ impl<'a> Lowering<'a> {
     }
 
     /// `Conv` between `DequantizeLinear` and `QuantizeLinear`.
-    pub fn float_conv(&mut self, node: &Node) -> Result<Value, GraphError> {
+    pub fn float_conv(&mut self, node: &'a Node) -> Result<Value, GraphError> {
+        if self.graph.constants.contains_key(node.input(1)) {
+            return self.pointwise(node);
+        }
         let from = self.real(node, 0)?;
         let weights = self.dequantized_weights(node, 1)?;
         let bias = self.float_bias(node, 2)?;
