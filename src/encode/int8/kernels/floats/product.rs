@@ -177,11 +177,13 @@ impl Block<'_> {
         to: &mut [f32],
         step: usize,
     ) {
+        let depth = self.packed.depth;
+        let rows: [&[f32]; R] = std::array::from_fn(|r| &self.from[r * self.step..][..depth]);
         let mut sums = [[0.0_f32; LANES]; R];
-        for index in 0..self.packed.depth {
+        for index in 0..depth {
             let vector = &self.matrix[index * self.packed.step() + column..][..LANES];
             for r in 0..R {
-                let x = self.from[r * self.step + index];
+                let x = rows[r][index];
                 for lane in 0..LANES {
                     sums[r][lane] = x.mul_add(vector[lane], sums[r][lane]);
                 }
