@@ -12,6 +12,7 @@ mod float;
 mod linear;
 mod operands;
 mod shapes;
+mod window;
 
 use std::collections::HashMap;
 
