@@ -1,9 +1,18 @@
 //! From an embedding to a number with an interval.
 
+mod calibration;
+mod conformal;
+#[cfg(test)]
+mod tests;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::bins::{Bin, Bins};
+use crate::bins::Bins;
+
+use calibration::matched;
+pub use calibration::{Calibration, Doubt, Usual, spread};
+pub use conformal::{Labelled, USUAL_SHARE, calibrate};
 
 /// What one picture says about the quantity.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +25,8 @@ pub struct Estimate {
     pub probabilities: Vec<f32>,
     /// Lower and upper end of the calibrated interval around `value`.
     pub interval: Option<[f32; 2]>,
+    /// Why it is not to be relied on, where the bundle knows what is usual.
+    pub doubt: Option<Doubt>,
 }
 
 /// How bin logits become a number.
@@ -46,19 +57,6 @@ pub enum Regressor {
     },
 }
 
-/// Split-conformal interval, normalised by the spread of the bin distribution
-/// (Lei et al., 2018, §5.2): value ± quantile · max(spread, floor).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Calibration {
-    /// Share of validation pictures inside the interval, 0 to 1.
-    pub coverage: f32,
-    /// Multiple of the spread that reaches this share.
-    pub quantile: f32,
-    /// Smallest spread, in the task's unit.
-    pub floor: f32,
-}
-
 /// Everything between an embedding and an estimate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Estimator {
@@ -74,6 +72,7 @@ pub struct Estimator {
 pub struct Scratch {
     logits: Vec<f32>,
     hidden: Vec<f32>,
+    matched: Vec<f32>,
     probabilities: Vec<f32>,
 }
 
@@ -117,7 +116,7 @@ impl Estimator {
             ));
         }
         if let Some(calibration) = &calibration {
-            calibration.check()?;
+            calibration.check(bins.as_slice().len())?;
         }
         Ok(Self {
             bins,
@@ -126,6 +125,21 @@ impl Estimator {
             range,
             calibration,
         })
+    }
+
+    /// The same with another calibration, or none.
+    ///
+    /// # Errors
+    /// [`EstimatorError`] names the field that does not fit.
+    pub fn calibrated(self, calibration: Option<Calibration>) -> Result<Self, EstimatorError> {
+        let Self {
+            bins,
+            regressor,
+            logit_scale,
+            range,
+            ..
+        } = self;
+        Self::new(bins, regressor, logit_scale, range, calibration)
     }
 
     /// The bins with their embeddings.
@@ -144,14 +158,23 @@ impl Estimator {
             logits,
             hidden,
             probabilities,
+            matched: place,
         } = scratch;
-        let scaled = self.bins.cosines(embedding).map(|c| c * self.logit_scale);
+        place.clear();
+        place.extend(matched(self.bins.cosines(embedding), embedding));
         logits.clear();
-        logits.extend(scaled);
-        self.conclude(logits, hidden, std::mem::take(probabilities))
+        let cosines = &place[..place.len() - 1];
+        logits.extend(cosines.iter().map(|cosine| cosine * self.logit_scale));
+        let mut estimate = self.conclude(logits, hidden, std::mem::take(probabilities));
+        let usual = self.calibration.as_ref().and_then(|c| c.usual.as_ref());
+        estimate.doubt = usual
+            .zip(estimate.interval)
+            .and_then(|(usual, interval)| usual.doubt(interval, place));
+        estimate
     }
 
     /// The estimate for `logits`, one for every bin: cosine times logit scale.
+    /// It is never in doubt: logits do not tell an embedding's norm.
     pub fn estimate_logits(&self, logits: &[f32]) -> Estimate {
         self.conclude(logits, &mut Vec::new(), Vec::new())
     }
@@ -169,16 +192,37 @@ impl Estimator {
             .regressor
             .value_with(logits, &probabilities, hidden)
             .clamp(low, high);
-        let interval = self.calibration.map(|calibration| {
-            let half = calibration.half_width(self.bins.as_slice(), &probabilities);
-            [(value - half).max(low), (value + half).min(high)]
+        let interval = self.calibration.as_ref().map(|calibration| {
+            let spread = spread(self.bins.as_slice(), &probabilities);
+            calibration.interval(value, spread, self.range)
         });
         Estimate {
             value,
             bin: argmax(&probabilities),
             probabilities,
             interval,
+            doubt: None,
         }
+    }
+}
+
+impl Estimate {
+    /// Puts the estimate in doubt if its interval is wider than `width`, in the
+    /// task's unit, and it is not already.
+    pub fn doubt_beyond(&mut self, width: f32) {
+        let is_wide = self.width().is_some_and(|own| own > width);
+        self.doubt = self.doubt.or(is_wide.then_some(Doubt::Wide));
+    }
+
+    /// Whether the interval holds `label`.
+    pub fn covers(&self, label: f32) -> bool {
+        self.interval
+            .is_some_and(|[low, high]| (low..=high).contains(&label))
+    }
+
+    /// Width of the interval, in the task's unit.
+    pub fn width(&self) -> Option<f32> {
+        self.interval.map(|[low, high]| high - low)
     }
 }
 
@@ -252,42 +296,6 @@ impl Regressor {
     }
 }
 
-impl Calibration {
-    /// Half the width of the interval for this distribution over `bins`.
-    pub fn half_width(&self, bins: &[Bin], probabilities: &[f32]) -> f32 {
-        self.quantile * spread(bins, probabilities).max(self.floor)
-    }
-
-    fn check(&self) -> Result<(), EstimatorError> {
-        if !(0.0..=1.0).contains(&self.coverage) {
-            return Err(mismatch("interval.coverage", "0 to 1", self.coverage));
-        }
-        for (field, value) in [
-            ("interval.quantile", self.quantile),
-            ("interval.floor", self.floor),
-        ] {
-            if !value.is_finite() || value < 0.0 {
-                return Err(mismatch(field, "a number that is not negative", value));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Standard deviation of the bin centres under `probabilities`, in the task's unit.
-pub fn spread(bins: &[Bin], probabilities: &[f32]) -> f32 {
-    let weighted = |f: &dyn Fn(f32) -> f32| -> f32 {
-        bins.iter()
-            .zip(probabilities)
-            .map(|(bin, p)| p * f(bin.center()))
-            .sum()
-    };
-    let mean = weighted(&|center| center);
-    weighted(&|center| (center - mean) * (center - mean))
-        .max(0.0)
-        .sqrt()
-}
-
 /// Softmax of `logits`, safe for any finite values.
 pub fn softmax(logits: &[f32]) -> Vec<f32> {
     let mut powers = Vec::new();
@@ -343,92 +351,5 @@ fn mismatch(field: &'static str, expected: impl ToString, got: impl ToString) ->
         field,
         expected: expected.to_string(),
         got: got.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn grades(count: usize) -> Bins {
-        let bins = (0..count)
-            .map(|grade| Bin {
-                label: format!("grade {grade}"),
-                start: grade as f32,
-                end: grade as f32,
-            })
-            .collect();
-        let embeddings = (0..count * count)
-            .map(|i| if i % (count + 1) == 0 { 1.0 } else { 0.0 })
-            .collect();
-        Bins::new(bins, embeddings).unwrap()
-    }
-
-    fn expectation(count: usize) -> Regressor {
-        Regressor::Expectation {
-            values: (0..count).map(|grade| grade as f32).collect(),
-        }
-    }
-
-    #[test]
-    fn expectation_between_two_equal_bins_is_their_middle() {
-        let estimator = Estimator::new(grades(3), expectation(3), 50.0, [0.0, 2.0], None).unwrap();
-        let estimate = estimator.estimate(&[0.0, 1.0, 1.0]);
-        assert!((estimate.value - 1.5).abs() < 1e-4, "{estimate:?}");
-        assert!((estimate.probabilities.iter().sum::<f32>() - 1.0).abs() < 1e-6);
-    }
-
-    #[test]
-    fn ssr_without_shift_is_the_expectation_of_the_starts() {
-        let ssr = Regressor::Ssr {
-            starts: vec![0.0, 10.0],
-            lambda: 1.0,
-            hidden_weight: vec![1.0, 0.0, 0.0, 1.0],
-            hidden_bias: vec![0.0, 0.0],
-            shift_weight: vec![0.0; 4],
-            shift_bias: vec![0.0, 0.5_f32.atanh()],
-        };
-        let value = ssr.value(&[0.0, 0.0], &[0.5, 0.5]);
-        assert!((value - 5.0 / 1.5).abs() < 1e-5, "{value}");
-    }
-
-    #[test]
-    fn values_stay_within_the_range_and_intervals_too() {
-        let calibration = Calibration {
-            coverage: 0.9,
-            quantile: 2.0,
-            floor: 0.25,
-        };
-        let estimator = Estimator::new(
-            grades(3),
-            expectation(3),
-            100.0,
-            [0.5, 1.75],
-            Some(calibration),
-        )
-        .unwrap();
-        let low = estimator.estimate(&[1.0, 0.0, 0.0]);
-        assert_eq!(
-            (low.value, low.bin, low.interval),
-            (0.5, 0, Some([0.5, 1.0]))
-        );
-    }
-
-    #[test]
-    fn softmax_survives_extreme_logits() {
-        assert_eq!(softmax(&[1e30, -1e30]), [1.0, 0.0]);
-        assert_eq!(softmax(&[-1e30, -1e30]), [0.5, 0.5]);
-    }
-
-    #[test]
-    fn parts_that_do_not_fit_are_named() {
-        let fail = |regressor, scale, range| {
-            Estimator::new(grades(3), regressor, scale, range, None)
-                .unwrap_err()
-                .field
-        };
-        assert_eq!(fail(expectation(2), 100.0, [0.0, 2.0]), "regressor.values");
-        assert_eq!(fail(expectation(3), f32::NAN, [0.0, 2.0]), "logit_scale");
-        assert_eq!(fail(expectation(3), 100.0, [2.0, 2.0]), "task.range");
     }
 }

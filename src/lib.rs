@@ -23,6 +23,8 @@ pub mod bundle;
 pub mod encode;
 pub mod pipeline;
 pub mod verify;
+#[cfg(feature = "tract")]
+pub mod import;
 #[cfg(feature = "flash")]
 pub mod package;
 #[cfg(feature = "flash")]
@@ -37,6 +39,8 @@ pub mod capture;
 pub mod detect;
 #[cfg(feature = "live")]
 pub mod live;
+#[cfg(feature = "live")]
+pub mod keep;
 #[cfg(feature = "record")]
 pub mod record;
 #[cfg(feature = "live")]
@@ -45,6 +49,8 @@ pub mod device;
 pub mod status;
 #[cfg(feature = "live")]
 pub mod sink;
+#[cfg(feature = "fleet")]
+pub mod fleet;
 #[cfg(feature = "http")]
 pub mod serve;
 #[cfg(feature = "live")]

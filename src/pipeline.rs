@@ -43,12 +43,13 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`EncodeError`] when no engine can load it.
-    pub fn new(bundle: Bundle, engine: Option<Engine>) -> Result<Self, EncodeError> {
+    pub fn new(
+        bundle: impl Into<Arc<Bundle>>,
+        engine: Option<Engine>,
+    ) -> Result<Self, EncodeError> {
+        let bundle = bundle.into();
         let loaded = encode::load(&bundle, engine)?;
-        Ok(Self {
-            bundle: Arc::new(bundle),
-            loaded,
-        })
+        Ok(Self { bundle, loaded })
     }
 
     /// The bundle.
@@ -116,6 +117,14 @@ impl Worker<'_> {
     pub fn preprocess_view(&mut self, view: &View<'_>) -> &[u8] {
         let plan = &self.bundle.manifest().preprocess;
         self.preprocessor.fit_view(plan, view)
+    }
+
+    /// The embedding of a tensor made elsewhere: planar `[3, size, size]`.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when the tensor does not fit or the engine fails.
+    pub fn encode_tensor(&mut self, tensor: &[f32]) -> Result<Vec<f32>, EncodeError> {
+        self.session.encode(tensor)
     }
 
     /// The embedding of the frame last preprocessed: `[dim]`, any norm.

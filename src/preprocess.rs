@@ -8,6 +8,8 @@
 mod fit;
 mod resample;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -27,9 +29,14 @@ pub struct Plan {
     /// How the frame is brought to that size.
     #[serde(default)]
     pub resize: Resize,
-    /// The resampling filter; all of them widen with the reduction (antialias).
+    /// The resampling filter.
     #[serde(default)]
     pub filter: Filter,
+    /// Whether the filter widens with the reduction, so that every pixel of the
+    /// frame counts, as in PIL; OpenCV and `torch.nn.functional.interpolate`
+    /// do without unless told.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub antialias: bool,
     /// Channel order of the tensor.
     #[serde(default)]
     pub channels: Channels,
@@ -111,6 +118,7 @@ impl Plan {
             size,
             resize: Resize::default(),
             filter: Filter::Bicubic,
+            antialias: true,
             channels: Channels::Rgb,
             mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
             std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
@@ -196,6 +204,37 @@ impl Plan {
     }
 }
 
+impl fmt::Display for Resize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ShorterSide { to: None } => f.write_str("shorter side to the size, centre crop"),
+            Self::ShorterSide { to: Some(to) } => write!(f, "shorter side to {to}, centre crop"),
+            Self::Stretch => f.write_str("stretched"),
+            Self::Letterbox { fill } => write!(f, "letterbox filled with grey {fill}"),
+        }
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bicubic => "bicubic",
+            Self::Bilinear => "bilinear",
+            Self::Lanczos => "Lanczos",
+            Self::Nearest => "nearest",
+        })
+    }
+}
+
+impl fmt::Display for Channels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rgb => "RGB",
+            Self::Bgr => "BGR",
+        })
+    }
+}
+
 impl Channels {
     /// The channel of a picture, red first, that becomes this channel of the tensor.
     pub fn source(self, channel: usize) -> usize {
@@ -204,6 +243,18 @@ impl Channels {
             Self::Bgr => 2 - channel,
         }
     }
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over a reference"
+)]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 #[cfg(test)]

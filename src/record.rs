@@ -6,6 +6,7 @@ use jiff::{Timestamp, Unit};
 use serde::{Serialize, Serializer};
 
 use crate::bundle::Bundle;
+use crate::estimate::Doubt;
 #[cfg(feature = "live")]
 use crate::live::Reading;
 use crate::pipeline::Timed;
@@ -22,7 +23,8 @@ use crate::pipeline::Timed;
 ///  "model":{"name":"age","version":"1.2.0","sha256":"…"}}
 /// ```
 ///
-/// `interval`, `smoothed`, `subject`, `label` (the true value) and
+/// `interval`, `doubt` (`"wide"` or `"unfamiliar"`: why the estimate is not to
+/// be relied on), `smoothed`, `subject`, `label` (the true value) and
 /// `latency_ms.total` are left out where there is none.
 #[derive(Serialize)]
 pub struct Record<'a> {
@@ -34,6 +36,8 @@ pub struct Record<'a> {
     unit: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     interval: Option<[f32; 2]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    doubt: Option<Doubt>,
     #[serde(skip_serializing_if = "Option::is_none")]
     smoothed: Option<SmoothedRecord>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,6 +116,7 @@ impl<'a> Record<'a> {
             value: estimate.value,
             unit: &manifest.task.unit,
             interval: estimate.interval,
+            doubt: estimate.doubt,
             smoothed: None,
             subject: None,
             bin: BinRecord {

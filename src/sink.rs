@@ -152,6 +152,7 @@ mod samples {
             bin: 0,
             probabilities: vec![1.0 / bins as f32; bins],
             interval: Some([value - 1.0, value + 1.0]),
+            doubt: None,
         };
         let timed = Timed {
             estimate,

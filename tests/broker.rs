@@ -16,16 +16,16 @@ use serde_json::Value;
 
 use crate::reload::{Running, records, until, write_version};
 
-struct Broker {
+pub struct Broker {
     program: PathBuf,
     place: PathBuf,
-    port: u16,
+    pub port: u16,
     child: Option<Child>,
 }
 
 impl Broker {
     /// A broker in `place`, where there is one on this machine.
-    fn start(place: &Path) -> Option<Self> {
+    pub fn start(place: &Path) -> Option<Self> {
         Self::start_with(place, "")
     }
 
@@ -63,7 +63,7 @@ impl Broker {
         Some(broker)
     }
 
-    fn restart(&mut self) {
+    pub fn restart(&mut self) {
         let child = Command::new(&self.program)
             .arg("-c")
             .arg(self.place.join("mosquitto.conf"))
@@ -77,7 +77,7 @@ impl Broker {
         });
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -97,10 +97,10 @@ impl Drop for Broker {
 
 /// Collects everything that is published, over all breaks of the connection.
 #[derive(Clone, Default)]
-struct Watcher(Arc<Mutex<Vec<Publish>>>);
+pub struct Watcher(Arc<Mutex<Vec<Publish>>>);
 
 impl Watcher {
-    fn start(name: &str, port: u16) -> Self {
+    pub fn start(name: &str, port: u16) -> Self {
         let watcher = Self::default();
         let mut options = MqttOptions::new(name, "127.0.0.1", port);
         options
@@ -125,7 +125,7 @@ impl Watcher {
         watcher
     }
 
-    fn on(&self, topic: &str) -> Vec<String> {
+    pub fn on(&self, topic: &str) -> Vec<String> {
         let seen = self.0.lock().unwrap();
         let on_topic = seen.iter().filter(|publish| publish.topic == topic);
         on_topic

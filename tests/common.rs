@@ -5,13 +5,21 @@ use std::path::Path;
 
 use image::RgbImage;
 use numclip::bins::Bin;
+#[cfg(feature = "live")]
+use numclip::bins::Bins;
 use numclip::bundle::{
     self, BinsSection, BundleError, Contents, EncoderFile, EncoderFormat, Golden, GoldenCase,
     Manifest, ModelSection, Precision, Provenance, Report, SCHEMA, TaskSection,
 };
+#[cfg(feature = "live")]
+use numclip::encode::{Model as _, tract::TractModel};
+#[cfg(feature = "live")]
+use numclip::estimate::Estimator;
 use numclip::estimate::{Calibration, Regressor};
 use numclip::metrics::{CumulativeScore, Metrics};
 use numclip::preprocess::Plan;
+#[cfg(feature = "live")]
+use numclip::verify::record;
 use prost::Message as _;
 use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
@@ -70,6 +78,7 @@ pub fn manifest() -> Manifest {
             coverage: 0.9,
             quantile: 1.0,
             floor: 0.5,
+            ..Calibration::default()
         }),
         encoder: vec![EncoderFile {
             path: "encoder.onnx".into(),
@@ -106,6 +115,23 @@ pub fn contents() -> Contents {
         embeddings: embeddings(),
         golden: Golden { cases },
     }
+}
+
+/// What the general engine makes of a bright picture with the encoder of
+/// `contents`: for encoders that the plain loops do not know.
+#[cfg(feature = "live")]
+pub fn golden_by_tract(contents: &Contents) -> Golden {
+    let encoder = &contents.encoders["encoder.onnx"];
+    let model = TractModel::from_bytes("encoder.onnx", encoder, SIZE, DIM).unwrap();
+    let mut session = model.session().unwrap();
+    let manifest = manifest();
+    let bins = Bins::new(manifest.bins.bin, embeddings()).unwrap();
+    let (scale, range) = (manifest.logit_scale, manifest.task.range);
+    let estimator = Estimator::new(bins, manifest.regressor, scale, range, None).unwrap();
+    let bright = RgbImage::from_pixel(9, 9, image::Rgb([230; 3])).into();
+    let encode = |tensor: &[f32]| session.encode(tensor);
+    let case = record(bright, &manifest.preprocess, &estimator, encode).unwrap();
+    Golden { cases: vec![case] }
 }
 
 /// An encoder whose embedding of a dark picture is no number.
@@ -157,7 +183,7 @@ fn embeddings() -> Vec<f32> {
 }
 
 /// The expected results by plain loops that share nothing with the library.
-fn golden_case(weights: &Weights, seed: u32) -> GoldenCase {
+pub fn golden_case(weights: &Weights, seed: u32) -> GoldenCase {
     let side = SIZE as u32;
     let picture = picture(side, side, seed);
     let plan = Plan::clip(side);
@@ -198,7 +224,16 @@ fn value_of(embedding: &[f32]) -> f32 {
 
 impl Weights {
     fn new() -> Self {
-        let mut state = 7_u32;
+        Self::drawn(7)
+    }
+
+    /// Other weights.
+    pub fn other() -> Self {
+        Self::drawn(11)
+    }
+
+    fn drawn(seed: u32) -> Self {
+        let mut state = seed;
         let mut draw = |count: usize| -> Vec<f32> {
             (0..count)
                 .map(|_| {
@@ -240,7 +275,8 @@ impl Weights {
         sum / (SIZE * SIZE) as f32
     }
 
-    fn onnx(&self) -> Vec<u8> {
+    /// The encoder as a file.
+    pub fn onnx(&self) -> Vec<u8> {
         let pads = integers("pads", &[1; 4]);
         let nodes = vec![
             node("Conv", &["image", "conv", "bias"], "a", vec![pads]),

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use assert_cmd::Command;
 use serde_json::Value;
 
-use crate::common::{afraid_of_the_dark, contents, outcome, picture, write_bundle, write_version};
+use crate::common::{
+    afraid_of_the_dark, contents, golden_by_tract, outcome, picture, write_bundle, write_version,
+};
 
 fn run(source: &str, prepare: impl Fn(&std::path::Path)) -> (i32, Vec<Value>, String) {
     let place = tempfile::tempdir().unwrap();
@@ -29,6 +31,7 @@ fn a_picture_that_the_engine_fails_on_does_not_end_the_stream() {
         let mut contents = contents();
         let encoder = contents.encoders.get_mut("encoder.onnx").unwrap();
         *encoder = afraid_of_the_dark();
+        contents.golden = golden_by_tract(&contents);
         fs::remove_dir_all(place.join("model")).unwrap();
         write_version(&place.join("model"), "0.1.0", &contents);
         fs::create_dir(place.join("photos")).unwrap();

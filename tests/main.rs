@@ -12,18 +12,33 @@ mod decode;
 mod doctor;
 #[cfg(feature = "flash")]
 mod flash;
+#[cfg(feature = "fleet")]
+mod fleet;
 #[cfg(feature = "live")]
 mod detect;
+mod engines;
 mod golden;
+#[cfg(feature = "int8")]
+mod import;
 #[cfg(feature = "live")]
 mod live;
 #[cfg(feature = "flash")]
 mod package;
 #[cfg(feature = "live")]
 mod reload;
+#[cfg(feature = "fleet")]
+mod rauc;
+#[cfg(feature = "fleet")]
+mod registry;
+#[cfg(feature = "flash")]
+mod medium;
+#[cfg(feature = "flash")]
+mod runtime;
 #[cfg(feature = "flash")]
 mod ssh;
 #[cfg(feature = "http")]
 mod page;
+#[cfg(all(feature = "int8", feature = "synth"))]
+mod prove;
 #[cfg(feature = "http")]
 mod serve;

@@ -106,7 +106,7 @@ impl Bundle {
             manifest.regressor.clone(),
             manifest.logit_scale,
             manifest.task.range,
-            manifest.interval,
+            manifest.interval.clone(),
         )
         .map_err(|error| BundleError::file(MANIFEST, error.to_string()))?;
         let golden = Golden::from_bytes(

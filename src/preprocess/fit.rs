@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::resample::{Resampler, Span};
+use super::resample::{Resampler, Sampling, Span};
 use super::{Filter, Plan, Resize};
 use crate::frame::Frame;
 use crate::view::{Turn, View};
@@ -27,7 +27,7 @@ impl Preprocessor {
     /// it is turned, so that looking at a part costs no copy of the frame.
     pub fn fit_view(&mut self, plan: &Plan, view: &View<'_>) -> &[u8] {
         let placement = plan.placement(view.width(), view.height());
-        self.resize(plan.filter, view, &placement.source(view.turn()));
+        self.resize(plan.sampling(), view, &placement.source(view.turn()));
         self.place(plan, &placement, view.turn());
         &self.fitted
     }
@@ -36,7 +36,7 @@ impl Preprocessor {
     /// interleaved.
     pub fn scale(&mut self, filter: Filter, view: &View<'_>, width: u32, height: u32) -> &[u8] {
         let placement = Placement::whole(view.width(), view.height(), width, height);
-        self.resize(filter, view, &placement.source(view.turn()));
+        self.resize(filter.into(), view, &placement.source(view.turn()));
         let pixels = width as usize * height as usize * 3;
         self.fitted.resize(pixels, 0);
         self.copy_turned(&placement, (width, height), view.turn());
@@ -49,11 +49,11 @@ impl Preprocessor {
     }
 
     /// Only the wanted window of the resized picture is made.
-    fn resize(&mut self, filter: Filter, view: &View<'_>, placement: &Placement) {
+    fn resize(&mut self, sampling: Sampling, view: &View<'_>, placement: &Placement) {
         let source = (view.frame(), view.source_region());
         let spans = [placement.x, placement.y];
         self.resampler
-            .resample(filter, source, spans, &mut self.resized);
+            .resample(sampling, source, spans, &mut self.resized);
     }
 
     /// Puts the resized picture where it belongs; what it does not cover
@@ -110,6 +110,13 @@ impl Plan {
                 Placement::whole(width, height, side(width), side(height))
             }
             Resize::ShorterSide { to } => self.shorter_side(width, height, to.unwrap_or(self.size)),
+        }
+    }
+
+    fn sampling(&self) -> Sampling {
+        Sampling {
+            filter: self.filter,
+            antialias: self.antialias,
         }
     }
 
@@ -352,5 +359,37 @@ mod tests {
             .map(|row| row[0])
             .collect();
         assert_eq!(rows, [7, 7, 200, 200, 200, 200, 7, 7]);
+    }
+
+    /// Half-pixel centres, two neighbours on each axis: what OpenCV and torch
+    /// call linear.
+    #[test]
+    fn without_antialias_only_neighbours_count() {
+        let (frame, size) = (noise(50, 40), 16);
+        let plan = Plan {
+            resize: Resize::Stretch,
+            filter: Filter::Bilinear,
+            antialias: false,
+            ..Plan::clip(size)
+        };
+        let level = |x: u32, y: u32| f32::from(frame.pixels()[((y * 50 + x) * 3) as usize]);
+        let between = |at: u32, length: u32| {
+            let place = (at as f32 + 0.5) * length as f32 / size as f32 - 0.5;
+            (
+                place as u32,
+                (place as u32 + 1).min(length - 1),
+                place.fract(),
+            )
+        };
+        let mut preprocessor = Preprocessor::default();
+        let fitted = preprocessor.fit(&plan, &frame);
+        for (y, x) in (0..size).flat_map(|y| (0..size).map(move |x| (y, x))) {
+            let (left, right, wx) = between(x, 50);
+            let (top, bottom, wy) = between(y, 40);
+            let row = |y: u32| level(left, y) * (1.0 - wx) + level(right, y) * wx;
+            let expected = row(top) * (1.0 - wy) + row(bottom) * wy;
+            let got = f32::from(fitted[((y * size + x) * 3) as usize]);
+            assert!((got - expected).abs() <= 1.5, "{x} {y}: {got} {expected}");
+        }
     }
 }

@@ -36,6 +36,23 @@ pub(super) struct Span {
     pub keep: u32,
 }
 
+/// How a pixel is made of those around it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sampling {
+    pub filter: Filter,
+    /// Whether the filter widens with the reduction.
+    pub antialias: bool,
+}
+
+impl From<Filter> for Sampling {
+    fn from(filter: Filter) -> Self {
+        Self {
+            filter,
+            antialias: true,
+        }
+    }
+}
+
 /// Resamples, keeping weights and memory from one picture to the next.
 #[derive(Default)]
 pub(super) struct Resampler {
@@ -51,7 +68,7 @@ pub(super) struct Resampler {
 /// pixels from `starts[i]` on, each times its weight.
 #[derive(Default)]
 struct Axis {
-    made_for: Option<(Span, Filter)>,
+    made_for: Option<(Span, Sampling)>,
     starts: Vec<u32>,
     /// `[keep, taps]`, in units of 2^-precision; `taps` is a multiple of [`GROUP`].
     weights: Vec<i16>,
@@ -67,14 +84,15 @@ impl Resampler {
     /// the region there is nothing, as if it had been cut out.
     pub fn resample(
         &mut self,
-        filter: Filter,
+        sampling: impl Into<Sampling>,
         (frame, region): (&Frame, Region),
         [x, y]: [Span; 2],
         target: &mut Vec<u8>,
     ) {
         debug_assert!((x.source, y.source) == (region.width, region.height));
-        self.x.prepare(x, filter);
-        self.y.prepare(y, filter);
+        let sampling = sampling.into();
+        self.x.prepare(x, sampling);
+        self.y.prepare(y, sampling);
         let (first, rows) = self.y.reach();
         let line = 3 * x.keep as usize;
         self.between.resize(rows * line, 0);
@@ -116,23 +134,22 @@ impl Resampler {
 
 impl Axis {
     /// Works the weights out, unless they are at hand.
-    fn prepare(&mut self, span: Span, filter: Filter) {
-        if self.made_for == Some((span, filter)) {
+    fn prepare(&mut self, span: Span, sampling: Sampling) {
+        if self.made_for == Some((span, sampling)) {
             return;
         }
-        self.weigh(span, filter);
+        self.weigh(span, sampling);
         self.round();
-        self.made_for = Some((span, filter));
+        self.made_for = Some((span, sampling));
     }
 
     /// The weights as real numbers: those of each pixel sum to 1.
-    fn weigh(&mut self, span: Span, filter: Filter) {
+    fn weigh(&mut self, span: Span, Sampling { filter, antialias }: Sampling) {
         let scale = f64::from(span.source) / f64::from(span.full);
-        // Filters widen with the reduction (antialias).
-        let wide = if filter == Filter::Nearest {
-            1.0
-        } else {
+        let wide = if antialias && filter != Filter::Nearest {
             scale.max(1.0)
+        } else {
+            1.0
         };
         let reach = filter.reach() * wide;
         let source = span.source as usize;
@@ -280,26 +297,29 @@ fn stretch_plain<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mut [u8
     }
 }
 
-/// `target` = the sum of the first lines of `lines`, each as long as `target`,
-/// times their weights. Lines with no weight need not be there.
+/// `target` = the sum of `lines`, one for each weight and as long as `target`,
+/// times their weights.
 fn sum_lines(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8]) {
+    assert!(
+        lines.len() >= weights.len() * target.len(),
+        "a line for each weight"
+    );
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
-        // SAFETY: AVX2 is there.
+        // SAFETY: AVX2 is there, and the lengths were checked above.
         return unsafe { x86::sum_lines(weights, precision, lines, target) };
     }
-    sum_lines_plain(weights, precision, lines, target);
+    sum_columns(weights, precision, lines, target, 0);
 }
 
-/// [`sum_lines`] in plain Rust, which compilers turn into vectors.
-#[inline(always)]
-fn sum_lines_plain(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8]) {
+/// [`sum_lines`] in plain Rust, for the columns of bytes from `first` on.
+fn sum_columns(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8], first: usize) {
     let line = target.len();
-    for (block, target) in target.chunks_mut(BLOCK).enumerate() {
+    for (block, target) in target[first..].chunks_mut(BLOCK).enumerate() {
         let mut sums = [half(precision); BLOCK];
         let sums = &mut sums[..target.len()];
         for (source, weight) in lines.chunks_exact(line).zip(weights) {
-            let source = &source[block * BLOCK..][..target.len()];
+            let source = &source[first + block * BLOCK..][..target.len()];
             for (sum, level) in sums.iter_mut().zip(source) {
                 *sum += i32::from(*level) * i32::from(*weight);
             }

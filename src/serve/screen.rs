@@ -290,7 +290,7 @@ impl Task {
             unit: manifest.task.unit.clone(),
             range: manifest.task.range,
             bins: manifest.bins.bin.clone(),
-            coverage: manifest.interval.map(|interval| interval.coverage),
+            coverage: manifest.interval.as_ref().map(|interval| interval.coverage),
         }
     }
 }

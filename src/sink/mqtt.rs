@@ -12,8 +12,8 @@
 //! some arrive twice, never in another order; `frame` tells them apart.
 
 mod discovery;
-mod link;
-mod post;
+pub(crate) mod link;
+pub(crate) mod post;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -197,19 +197,32 @@ impl MqttSettings {
         link::probe(options)
     }
 
+    /// The prefix of the topics, where the URL has one.
+    #[cfg(feature = "fleet")]
+    pub(crate) fn prefix(&self) -> Option<String> {
+        let address = Address::parse(&self.url).ok()?;
+        address.prefix.map(String::from)
+    }
+
     fn options(&self, topics: &Topics) -> Result<MqttOptions, String> {
+        let mut options = self.connection(&topics.id)?;
+        options.set_last_will(LastWill::new(
+            &*topics.status,
+            "offline",
+            QoS::AtLeastOnce,
+            true,
+        ));
+        Ok(options)
+    }
+
+    /// A connection under the name `id`, without a last will.
+    pub(crate) fn connection(&self, id: &str) -> Result<MqttOptions, String> {
         let address = Address::parse(&self.url)?;
-        let mut options = MqttOptions::new(&topics.id, address.host, address.port);
+        let mut options = MqttOptions::new(id, address.host, address.port);
         options
             .set_keep_alive(KEEP_ALIVE)
             .set_inflight(post::WINDOW as u16)
-            .set_max_packet_size(MAX_PACKET, MAX_PACKET)
-            .set_last_will(LastWill::new(
-                &*topics.status,
-                "offline",
-                QoS::AtLeastOnce,
-                true,
-            ));
+            .set_max_packet_size(MAX_PACKET, MAX_PACKET);
         if let Some(user) = &self.user {
             options.set_credentials(user, self.password()?.unwrap_or_default());
         }

@@ -1,9 +1,10 @@
-"""Writes the small models of tests/data/int8: a float network and transformers,
-quantised by ONNX Runtime's own quantiser in its two forms, transformers also as
-numclip's trainer does, with the outputs that ONNX Runtime computes. Needs numpy,
-onnx and onnxruntime.
+"""Writes the small models of tests/data/int8: a float network and a transformer,
+quantised by ONNX Runtime's own quantiser in its two forms, a network (chain) and
+transformers as the trainer writes them, with the outputs that ONNX Runtime
+computes. Needs what compare.py does.
 
     python tests/peers/fixtures.py tests/data/int8
+    trainer tflite tests/data/int8/chain.onnx --out tests/data/int8/chain.tflite
 """
 
 import pathlib
@@ -14,13 +15,13 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import (
-    CalibrationDataReader,
     QuantFormat,
     QuantType,
     quantize_static,
 )
 
 import transformers
+from compare import Images, Network
 
 SIZE = 16
 DIM = 8
@@ -65,13 +66,26 @@ def float_network(rng):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-class Images(CalibrationDataReader):
-    def __init__(self, images):
-        self.left = iter(images)
+def chain():
+    """Every kind of node that the trainer writes, with random weights."""
+    net = Network(SIZE)
+    net.conv(12, 3, 2)
+    before = (net.last, net.scale)
+    net.conv(12, 3, depthwise=True)
+    net.conv(12, 1, relu=False)
+    net.through_float("Add", [before, (net.last, net.scale)])
+    net.conv(20, 1)
+    net.conv(20, 5, 2, depthwise=True)
+    return net.finish(DIM)
 
-    def get_next(self):
-        image = next(self.left, None)
-        return None if image is None else {"image": image}
+
+def picture():
+    """The test picture of tests/common.rs, as CLIP normalises it."""
+    x, y, channel = np.meshgrid(range(SIZE), range(SIZE), range(3), indexing="xy")
+    levels = (x * 37 + y * 59 + channel * 83) % 256
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    tensor = (levels / 255 - mean) / std
+    return tensor.transpose(2, 0, 1)[None].astype(np.float32)
 
 
 def write_output(folder, name, image):
@@ -104,6 +118,7 @@ def write_transformers(folder, images):
         write_output(folder, name, images[0])
         print(name, sorted({node.op_type for node in onnx.load(folder / f"{name}.onnx").graph.node}))
     source.unlink()
+    write_transformers(folder, images)
 
 
 def main(folder):
@@ -127,7 +142,9 @@ def main(folder):
         output.astype("<f4").tofile(folder / f"{name}.f32")
         print(name, [node.op_type for node in onnx.load(path).graph.node])
     source.unlink()
-    write_transformers(folder, images)
+    onnx.save(chain(), folder / "chain.onnx")
+    session = ort.InferenceSession(str(folder / "chain.onnx"), providers=["CPUExecutionProvider"])
+    session.run(None, {"image": picture()})[0].astype("<f4").tofile(folder / "chain.f32")
 
 
 if __name__ == "__main__":

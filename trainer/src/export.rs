@@ -252,12 +252,14 @@ impl Export<'_> {
         };
         let evidence = self.evidence(&network, &float, int8.as_ref())?;
         let interval = calibrate_interval(
-            &self.config.bin,
             &estimator,
+            &self.prepared.dataset,
             &chosen.val,
             self.config.export.coverage,
         );
-        let estimator = self.prepared.estimator(self.config, self.model, interval)?;
+        let estimator = self
+            .prepared
+            .estimator(self.config, self.model, interval.clone())?;
         let mut reports = Vec::new();
         let int8 = int8.as_ref().map(|int8| &int8.encoded);
         for (precision, encoded) in [(Precision::F32, Some(&float)), (Precision::Int8, int8)] {
@@ -399,18 +401,6 @@ impl Export<'_> {
         }
     }
 
-    /// How the encoder was quantised, for the bundle.
-    fn quantization(&self, evidence: &Evidence) -> String {
-        let images = evidence.calibration_images;
-        match (self.options.precision, evidence.tried.len()) {
-            (Precision::F32, _) => String::new(),
-            (Precision::Int8, 0 | 1) => format!("{}; {images} images", evidence.method),
-            (Precision::Int8, tried) => {
-                format!("{}; {images} images; chosen of {tried}", evidence.method)
-            }
-        }
-    }
-
     fn measured(&self, chosen: &Encoded, estimator: &Estimator, reports: &[Report]) -> Measured {
         let precision = |precision: Precision| format!("{precision:?}").to_lowercase();
         let (split, embedded) = chosen.most_telling();
@@ -462,7 +452,7 @@ impl Export<'_> {
                 bin: config.bin.clone(),
             },
             report,
-            provenance: provenance(config, prepared, self.teacher, self.quantization(evidence)),
+            provenance: provenance(config, prepared, self.teacher, evidence.summary()),
             files: BTreeMap::new(),
         }
     }

@@ -5,6 +5,7 @@
 //! vision transformer + images → vit
 //! ConvNet + images → calibrate → equalize → range → Quantized → refine (round, biases) → int8
 //!                                  recipe says which               simulate runs it in floats
+//! ONNX → tflite
 //! ```
 
 pub mod affine;
@@ -21,5 +22,6 @@ pub mod recipe;
 pub mod aware;
 pub mod vit;
 pub mod int8;
+pub mod tflite;
 #[cfg(test)]
 mod tests;

@@ -175,7 +175,7 @@ impl Panel<'_> {
         canvas.text(self.left, 48.0, 20.0, FAINT, &task.name);
         let end = canvas.text(self.left, 106.0, 64.0, INK, &self.number(estimate.value));
         canvas.text(end + 10.0, 106.0, 26.0, FAINT, &task.unit);
-        if let (Some([low, high]), Some(calibration)) = (estimate.interval, self.manifest.interval)
+        if let (Some([low, high]), Some(calibration)) = (estimate.interval, &self.manifest.interval)
         {
             let percent = 100.0 * calibration.coverage;
             let (low, high) = (self.number(low), self.number(high));

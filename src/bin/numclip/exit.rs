@@ -45,6 +45,7 @@ pub fn of(error: &Error) -> Exit {
         Exit::Input
     } else if error.is::<BundleError>()
         || is_fault_of_package(error)
+        || is_fault_of_import(error)
         || error.downcast_ref().is_some_and(is_fault_of_bundle)
         || error.downcast_ref().is_some_and(is_fault_of_golden)
     {
@@ -112,9 +113,26 @@ fn is_fault_of_package(_: &Error) -> bool {
     false
 }
 
+#[cfg(feature = "tract")]
+fn is_fault_of_import(error: &Error) -> bool {
+    use numclip::import::ImportError;
+    let is_fault = |error: &ImportError| match error {
+        ImportError::Encode(error) => is_fault_of_bundle(error),
+        ImportError::Replay(error) => is_fault_of_golden(error),
+        _ => true,
+    };
+    error.downcast_ref().is_some_and(is_fault)
+}
+
+#[cfg(not(feature = "tract"))]
+fn is_fault_of_import(_: &Error) -> bool {
+    false
+}
+
 fn is_fault_of_golden(error: &ReplayError) -> bool {
     match error {
         ReplayError::Frame { .. } => true,
         ReplayError::Encode(error) => is_fault_of_bundle(error),
+        ReplayError::Differs { .. } => false,
     }
 }

@@ -5,6 +5,7 @@ mod devices;
 mod keys;
 mod packages;
 mod reach;
+mod runtime;
 mod store;
 mod torture;
 
@@ -13,6 +14,8 @@ use anyhow::Result;
 use crate::exit::Exit;
 
 pub use packages::verify_package;
+#[cfg(feature = "fleet")]
+pub use packages::{read_signature, signature_path};
 
 /// The commands of this part.
 #[derive(clap::Subcommand)]

@@ -15,6 +15,8 @@ pub struct Input {
     pub path: PathBuf,
     /// The true value, where it is known.
     pub label: Option<f32>,
+    /// Whom or what it shows, where other pictures show the same.
+    pub group: Option<String>,
 }
 
 /// An argument that gives no pictures.
@@ -48,7 +50,11 @@ pub enum InputError {
 impl Input {
     /// A picture without a known value.
     pub fn unlabelled(path: PathBuf) -> Self {
-        Self { path, label: None }
+        Self {
+            path,
+            label: None,
+            group: None,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use numclip::bundle::{Bundle, Manifest, Precision, Provenance, Report};
 use numclip::estimate::Regressor;
-use numclip::preprocess::{Channels, Filter, Plan, Resize};
+use numclip::preprocess::Plan;
 use serde_json::json;
 
 use crate::exit::Exit;
@@ -78,7 +78,7 @@ fn overview(bundle: &Bundle) -> Vec<(String, String)> {
         ("embedding", format!("{} values", manifest.bins.dim)),
         ("regressor", regressor(&manifest.regressor).into()),
     ];
-    if let Some(interval) = manifest.interval {
+    if let Some(interval) = &manifest.interval {
         let percent = 100.0 * interval.coverage;
         lines.push(("interval", format!("covers {percent:.0} % of labels")));
     }
@@ -91,26 +91,17 @@ fn overview(bundle: &Bundle) -> Vec<(String, String)> {
 }
 
 fn input(plan: &Plan) -> String {
-    let size = plan.size;
-    let resize = match plan.resize {
-        Resize::ShorterSide { to } => {
-            format!("shorter side to {}, centre crop", to.unwrap_or(size))
-        }
-        Resize::Stretch => "stretched".into(),
-        Resize::Letterbox { fill } => format!("longer side to {size}, filled with grey {fill}"),
-    };
-    let filter = match plan.filter {
-        Filter::Bicubic => "bicubic",
-        Filter::Bilinear => "bilinear",
-        Filter::Lanczos => "Lanczos",
-        Filter::Nearest => "nearest",
-    };
-    let channels = match plan.channels {
-        Channels::Rgb => "RGB",
-        Channels::Bgr => "BGR",
-    };
-    let (mean, std) = (plan.mean, plan.std);
-    format!("{size}×{size} {channels}, {resize}, {filter}, mean {mean:?}, std {std:?}")
+    let Plan {
+        size,
+        resize,
+        filter,
+        antialias,
+        channels,
+        mean,
+        std,
+    } = plan;
+    let sampling = if *antialias { "" } else { " without antialias" };
+    format!("{size}×{size} {channels}, {resize}, {filter}{sampling}, mean {mean:?}, std {std:?}")
 }
 
 fn regressor(regressor: &Regressor) -> &'static str {

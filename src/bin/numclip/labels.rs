@@ -15,7 +15,7 @@ use crate::inputs::Input;
 pub struct LabelsArgs {
     /// Take the pictures from this CSV file (with a header; paths relative to
     /// the file) and compare the estimates with its labels.
-    #[arg(long, value_name = "FILE", conflicts_with = "inputs")]
+    #[arg(long, visible_alias = "labels", value_name = "FILE")]
     pub csv: Option<PathBuf>,
     /// Column with the paths.
     #[arg(long, value_name = "NAME", default_value = "path", requires = "csv")]
@@ -23,6 +23,10 @@ pub struct LabelsArgs {
     /// Column with the true values.
     #[arg(long, value_name = "NAME", default_value = "label", requires = "csv")]
     label_column: String,
+    /// Column that says which pictures show the same person or thing
+    /// [default: group, where there is one].
+    #[arg(long, value_name = "NAME", requires = "csv")]
+    group_column: Option<String>,
     /// Only rows whose column has this value (or one of several: fold=3,4);
     /// given more than once, all must hold.
     #[arg(long = "where", value_name = "COLUMN=VALUE", requires = "csv")]
@@ -85,6 +89,7 @@ struct Condition {
 struct Columns {
     path: usize,
     label: usize,
+    group: Option<usize>,
     conditions: Vec<usize>,
 }
 
@@ -133,7 +138,12 @@ impl LabelsArgs {
                 })
         };
         let conditions = self.conditions.iter();
+        let group = match &self.group_column {
+            Some(name) => Some(position(name, "group-column")?),
+            None => position("group", "group-column").ok(),
+        };
         Ok(Columns {
+            group,
             path: position(&self.path_column, "path-column")?,
             label: position(&self.label_column, "label-column")?,
             conditions: conditions
@@ -184,6 +194,10 @@ fn input(
     Ok(Input {
         path: folder.join(&row[columns.path]),
         label: Some(label),
+        group: columns
+            .group
+            .map(|column| row[column].to_owned())
+            .filter(|name| !name.is_empty()),
     })
 }
 

@@ -3,6 +3,8 @@
 
 mod annotate;
 mod bench;
+#[cfg(feature = "tract")]
+mod calibrate;
 #[cfg(feature = "live")]
 mod cameras;
 mod canvas;
@@ -11,11 +13,17 @@ mod config;
 #[cfg(feature = "live")]
 mod doctor;
 mod exit;
+#[cfg(feature = "fleet")]
+mod fleet;
 #[cfg(feature = "flash")]
 mod flash;
+#[cfg(feature = "tract")]
+mod import;
 mod inputs;
 mod inspect;
 mod labels;
+#[cfg(feature = "manual")]
+mod manual;
 mod predict;
 #[cfg(feature = "live")]
 mod run;
@@ -64,9 +72,19 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Bench(bench::Args),
+    #[cfg(feature = "tract")]
+    Import(import::Args),
+    #[cfg(feature = "tract")]
+    Calibrate(calibrate::Args),
     #[cfg(feature = "flash")]
     #[command(flatten)]
     Flash(flash::Command),
+    #[cfg(feature = "fleet")]
+    #[command(flatten)]
+    Fleet(fleet::Command),
+    #[cfg(feature = "manual")]
+    #[command(hide = true)]
+    Manual(manual::Args),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -115,8 +133,16 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args, start),
+        #[cfg(feature = "tract")]
+        Command::Import(args) => import::run(&args),
+        #[cfg(feature = "tract")]
+        Command::Calibrate(args) => calibrate::run(&args),
         #[cfg(feature = "flash")]
         Command::Flash(command) => flash::run(&command),
+        #[cfg(feature = "fleet")]
+        Command::Fleet(command) => fleet::run(&command),
+        #[cfg(feature = "manual")]
+        Command::Manual(args) => manual::run(&args),
     }
 }
 

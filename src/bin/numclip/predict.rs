@@ -1,5 +1,8 @@
 //! `numclip predict`: pictures in, estimates out.
 
+mod abstain;
+mod tally;
+
 use std::collections::HashSet;
 use std::fs;
 use std::io::{IsTerminal as _, Write as _, stderr};
@@ -12,10 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use numclip::bundle::{Bundle, Manifest};
+use numclip::bundle::Bundle;
 use numclip::decode;
-use numclip::estimate::Estimate;
-use numclip::metrics::{self, Metrics};
 use numclip::pipeline::{Pipeline, Timed, Worker};
 use numclip::record::{Failure, Record};
 
@@ -24,7 +25,9 @@ use crate::annotate::{self, Painter};
 use crate::exit::{Exit, UsageError};
 use crate::inputs::{self, Input, InputError};
 use crate::labels::LabelsArgs;
-use crate::table::{self, Layout};
+use crate::table::Layout;
+use abstain::Abstain;
+use tally::{Tally, measured, print_metrics, summarise};
 
 /// Results that a thread may be ahead of what is printed.
 const QUEUE: usize = 16;
@@ -42,7 +45,11 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 pub struct Args {
     /// Pictures (JPEG, PNG, WebP, BMP, TIFF), folders, patterns in quotes, or
     /// `-` for a list of paths on stdin.
-    #[arg(value_name = "PATH", required_unless_present = "csv")]
+    #[arg(
+        value_name = "PATH",
+        required_unless_present = "csv",
+        conflicts_with = "csv"
+    )]
     inputs: Vec<PathBuf>,
     /// Folder of the model bundle.
     #[arg(short, long, value_name = "DIR")]
@@ -59,6 +66,11 @@ pub struct Args {
     /// Write every picture, with its estimate drawn beside it, to this folder.
     #[arg(long, value_name = "DIR")]
     annotate: Option<PathBuf>,
+    /// Count only estimates that are not in doubt: `auto` doubts pictures that
+    /// are unfamiliar or uncertain beyond what the bundle has seen, a number
+    /// also intervals wider than that, in the task's unit.
+    #[arg(long, value_name = "WIDTH|auto")]
+    abstain: Option<Abstain>,
     #[command(flatten)]
     labels: LabelsArgs,
 }
@@ -67,7 +79,8 @@ const EXAMPLES: &str = "Examples:
   numclip predict --model models/gauge photo.jpg
   numclip predict --model models/gauge photos/ '2026-*/**/*.png' --annotate out
   find . -name '*.jpg' | numclip predict --model models/gauge - --json
-  numclip predict --model models/gauge --csv labels.csv --where split=test";
+  numclip predict --model models/gauge --csv labels.csv --where split=test
+  numclip predict --model models/gauge photos/ --abstain 8 --json | jq 'select(.doubt == null)'";
 
 /// What was looked for and may be looked at.
 struct Job {
@@ -93,18 +106,6 @@ enum Fault {
     Work(String),
 }
 
-/// Numbers of a batch.
-#[derive(Default)]
-struct Tally {
-    unreadable: usize,
-    failed: usize,
-    estimates: Vec<Estimate>,
-    labels: Vec<f32>,
-    stages: [Duration; 4],
-}
-
-const STAGES: [&str; 4] = ["decode", "preprocess", "encode", "estimate"];
-
 /// Runs the command.
 ///
 /// # Errors
@@ -112,6 +113,7 @@ const STAGES: [&str; 4] = ["decode", "preprocess", "encode", "estimate"];
 pub fn run(args: &Args, verbose: bool) -> Result<Exit> {
     let start = Instant::now();
     let bundle = Bundle::open(&args.model)?;
+    abstain::check(args.abstain, bundle.manifest())?;
     let jobs = jobs(args, &bundle)?;
     let pipeline = Pipeline::new(bundle, args.engine.0)?;
     if verbose {
@@ -232,8 +234,8 @@ fn score_all(args: &Args, pipeline: &Pipeline, jobs: &[Job]) -> Result<Tally> {
             let (sender, queue) = sync_channel(QUEUE);
             queues.push(queue);
             let share = jobs.iter().skip(first).step_by(threads);
-            let painter = &painter;
-            scope.spawn(move || score_share(worker, painter, share, &sender));
+            let (painter, abstain) = (&painter, args.abstain);
+            scope.spawn(move || score_share(worker, painter, abstain, share, &sender));
         }
         for (index, job) in jobs.iter().enumerate() {
             // A queue that ends early belongs to a batch that was interrupted.
@@ -257,25 +259,38 @@ fn threads(args: &Args, jobs: usize) -> usize {
 fn score_share<'a>(
     mut worker: Worker<'_>,
     painter: &Painter<'_>,
+    abstain: Option<Abstain>,
     jobs: impl Iterator<Item = &'a Job>,
     queue: &SyncSender<Outcome>,
 ) {
     for job in jobs {
         let stop = INTERRUPTED.load(Ordering::SeqCst);
-        if stop || queue.send(score(&mut worker, painter, job)).is_err() {
+        if stop
+            || queue
+                .send(score(&mut worker, painter, abstain, job))
+                .is_err()
+        {
             return;
         }
     }
 }
 
-fn score(worker: &mut Worker<'_>, painter: &Painter<'_>, job: &Job) -> Outcome {
+fn score(
+    worker: &mut Worker<'_>,
+    painter: &Painter<'_>,
+    abstain: Option<Abstain>,
+    job: &Job,
+) -> Outcome {
     let input = job.input.as_ref();
     let input = input.map_err(|error| Fault::Input(error.clone()))?;
     let start = Instant::now();
     let frame = decode::open(&input.path).map_err(|error| Fault::Input(error.to_string()))?;
     let decode = start.elapsed();
     let failed = |error| Fault::Work(format!("{}: {error}", job.source));
-    let timed = worker.estimate(&frame).map_err(failed)?;
+    let mut timed = worker.estimate(&frame).map_err(failed)?;
+    if let Some(Abstain::Beyond(width)) = abstain {
+        timed.estimate.doubt_beyond(width);
+    }
     if let Some(place) = &job.annotated {
         let picture = painter.paint(&frame, &timed.estimate, input.label);
         let failed = |error| Fault::Work(format!("{}: {error}", place.display()));
@@ -293,6 +308,7 @@ struct Printer<'a> {
     bundle: &'a Bundle,
     layout: Layout,
     json: bool,
+    abstains: bool,
     bar: ProgressBar,
     tally: Tally,
 }
@@ -304,6 +320,7 @@ impl<'a> Printer<'a> {
             bundle,
             layout: Layout::new(bundle.manifest(), sources),
             json: args.json,
+            abstains: args.abstain.is_some(),
             bar: progress_bar(jobs.len()),
             tally: Tally::default(),
         }
@@ -367,8 +384,13 @@ impl<'a> Printer<'a> {
         for (sum, stage) in self.tally.stages.iter_mut().zip(stages) {
             *sum += stage;
         }
-        if let Some(label) = job.label() {
-            self.tally.labels.push(label);
+        if self.abstains && timed.estimate.doubt.is_some() {
+            self.tally.abstained += 1;
+            return;
+        }
+        if let Ok(input) = &job.input {
+            self.tally.labels.extend(input.label);
+            self.tally.groups.push(input.group.clone());
         }
         self.tally.estimates.push(seen.timed.estimate);
     }
@@ -416,10 +438,10 @@ fn conclude(
     took: Duration,
     verbose: bool,
 ) -> Result<Exit> {
-    let (done, missed) = (tally.estimates.len(), tally.unreadable + tally.failed);
+    let (done, missed) = (tally.done(), tally.unreadable + tally.failed);
     let manifest = pipeline.bundle().manifest();
     if let Some(metrics) = measured(manifest, tally) {
-        print_metrics(args, manifest, &metrics, missed)?;
+        print_metrics(args.json, manifest, &metrics, tally)?;
     }
     if verbose || jobs.len() > 1 {
         summarise(tally, took, verbose);
@@ -437,54 +459,4 @@ fn conclude(
         _ if tally.unreadable == jobs.len() => Exit::Input,
         _ => Exit::Failed,
     })
-}
-
-/// The measures, where there are labels; thresholds of the cumulative score
-/// are those of the bundle's own report.
-fn measured(manifest: &Manifest, tally: &Tally) -> Option<Metrics> {
-    let [low, high] = manifest.task.range;
-    let thresholds = match manifest.report.first() {
-        Some(report) => report
-            .metrics
-            .cumulative_score
-            .iter()
-            .map(|score| score.k)
-            .collect(),
-        None => vec![0.05 * (high - low), 0.1 * (high - low)],
-    };
-    metrics::measure(
-        &manifest.bins.bin,
-        &tally.estimates,
-        &tally.labels,
-        &thresholds,
-    )
-}
-
-fn print_metrics(args: &Args, manifest: &Manifest, metrics: &Metrics, missed: usize) -> Result<()> {
-    let text = match args.json {
-        true => format!(
-            "{}\n",
-            serde_json::json!({"metrics": metrics, "failed": missed})
-        ),
-        false => format!("\n{}", table::metrics(&manifest.task, metrics)),
-    };
-    Ok(anstream::stdout().lock().write_all(text.as_bytes())?)
-}
-
-fn summarise(tally: &Tally, took: Duration, verbose: bool) {
-    let (done, missed) = (tally.estimates.len(), tally.unreadable + tally.failed);
-    let rate = (done + missed) as f64 / took.as_secs_f64().max(1e-9);
-    let mut summary = format!(
-        "{done} pictures in {:.1} s ({rate:.1}/s)",
-        took.as_secs_f64()
-    );
-    if missed > 0 {
-        summary += &format!(", {missed} failed");
-    }
-    if verbose && done > 0 {
-        for (name, sum) in STAGES.iter().zip(tally.stages) {
-            summary += &format!(", {name} {:.2} ms", 1e3 * sum.as_secs_f64() / done as f64);
-        }
-    }
-    anstream::eprintln!("{summary}");
 }

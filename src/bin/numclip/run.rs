@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use numclip::bundle::Bundle;
 use numclip::capture::SourceAddress;
+use numclip::keep::Keeper;
 use numclip::live::{Counts, Event, Live, LiveError};
 use numclip::pipeline::Pipeline;
 #[cfg(feature = "http")]
@@ -22,6 +23,7 @@ use numclip::settings::{Settings, Stdout};
 use numclip::sink::file::FileSettings;
 use numclip::sink::{Answer, Hub, Sink, SinkError, SinkSpec, Surroundings, Tell};
 use numclip::status::{Board, Status};
+use numclip::verify::prove;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -142,6 +144,8 @@ struct Running {
     outlets: Vec<(u64, Outlet)>,
     settings: Settings,
     pipeline: Arc<Pipeline>,
+    /// Keeps pictures, where that is asked for.
+    keeper: Option<Keeper>,
     /// Times that a model was put in place of another.
     swaps: u64,
     #[cfg(feature = "http")]
@@ -203,6 +207,7 @@ impl Running {
             let tell = Arc::clone(&around.tell);
             thread::spawn(move || feed(&events, &hub, &source, &tell))
         };
+        let keeper = keeper(&settings, &live, &around.tell)?;
         #[cfg(feature = "http")]
         let server = web.map(|web| web.serve(live.tap())).transpose()?;
         let running = Self {
@@ -215,6 +220,7 @@ impl Running {
             outlets,
             settings,
             pipeline,
+            keeper,
             swaps: 0,
         };
         Ok((running, feeder))
@@ -303,15 +309,30 @@ fn outlets_of(settings: &Settings) -> Result<Vec<Outlet>> {
     Ok(outlets)
 }
 
+/// Keeps pictures of `live`, if the settings say so.
+fn keeper(settings: &Settings, live: &Live, tell: &Tell) -> Result<Option<Keeper>> {
+    let Some(keep) = settings.keep.keep() else {
+        return Ok(None);
+    };
+    let folder = keep.folder.display().to_string();
+    let tell = Arc::clone(tell);
+    let keeper = Keeper::start(live.tap(), keep, move |notice| tell(notice));
+    Ok(Some(keeper.with_context(|| format!("keep: {folder}"))?))
+}
+
 fn address(settings: &Settings) -> Result<&SourceAddress> {
     let address = settings.source.address.as_ref();
     address.ok_or_else(|| UsageError("no source: set source.address or --source".into()).into())
 }
 
+/// The model, once it has met all golden vectors of its bundle: a few pictures'
+/// time.
 fn load(settings: &Settings) -> Result<Pipeline> {
     let model = settings.model.path.as_ref();
     let model = model.ok_or_else(|| UsageError("no model: set model.path or --model".into()))?;
-    Ok(Pipeline::new(Bundle::open(model)?, settings.model.engine)?)
+    let pipeline = Pipeline::new(Bundle::open(model)?, settings.model.engine)?;
+    prove(&pipeline)?;
+    Ok(pipeline)
 }
 
 /// Takes events apart until there are no more: readings to the sinks, notices

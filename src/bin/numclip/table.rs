@@ -2,8 +2,8 @@
 
 use numclip::bins::Bin;
 use numclip::bundle::{Manifest, TaskSection};
-use numclip::estimate::Estimate;
-use numclip::metrics::Metrics;
+use numclip::estimate::{Doubt, Estimate};
+use numclip::metrics::{Metrics, Part};
 
 /// Widest column of paths.
 const MAX_SOURCE: usize = 48;
@@ -65,7 +65,11 @@ impl Layout {
         if let Some(label) = label {
             row += &format!("  label {}", number(label));
         }
-        row
+        match estimate.doubt {
+            Some(Doubt::Wide) => row + "  \x1b[1;33min doubt: wide interval\x1b[0m",
+            Some(Doubt::Unfamiliar) => row + "  \x1b[1;33min doubt: unfamiliar picture\x1b[0m",
+            None => row,
+        }
     }
 }
 
@@ -110,6 +114,24 @@ pub fn metrics(task: &TaskSection, metrics: &Metrics) -> String {
         lines.push(("label within interval".into(), percent(coverage)));
     }
     aligned(&lines)
+}
+
+/// `parts` in a table headed by `title`, a line each.
+pub fn parts(task: &TaskSection, title: &str, parts: &[Part]) -> String {
+    let header = [title, "pictures", "MAE", "within interval", "mean width"];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    rows.extend(parts.iter().map(|part| {
+        vec![
+            part.name.clone(),
+            part.count.to_string(),
+            with_unit(task, part.mae),
+            part.coverage.map_or("–".into(), percent),
+            part.width
+                .map_or("–".into(), |width| with_unit(task, width)),
+        ]
+    }));
+    columns(&rows)
 }
 
 /// Names and values in two columns, a line each.

@@ -1,23 +1,30 @@
-//! `numclip verify`: is the bundle whole, and does this machine compute what
-//! its trainer did?
+//! `numclip verify`: is the bundle whole, does this machine compute what its
+//! trainer did, and if not, what is it that differs?
+
+mod diagnosis;
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Error, Result};
-use numclip::bundle::{Bundle, FileCheck, check_files};
-use numclip::pipeline::Pipeline;
-use numclip::verify::{COSINE_TOLERANCE, Replay, TENSOR_TOLERANCE_LEVELS, VALUE_TOLERANCE, replay};
+use numclip::bundle::{Bundle, FileCheck, Manifest, check_files};
+use numclip::encode::Engine;
+use numclip::verify::{
+    COSINE_TOLERANCE, Check, EngineCheck, TENSOR_TOLERANCE_LEVELS, VALUE_TOLERANCE, check_engines,
+};
 use serde_json::{Value, json};
 
 use crate::EngineChoice;
 use crate::exit::Exit;
-use crate::table::{padded, with_unit};
+use crate::labels::LabelsArgs;
+use crate::table::{columns, padded, with_unit};
+use diagnosis::Diagnosis;
 
-/// Check a bundle: checksums, then its golden vectors on this machine; or a
-/// package: checksums and signature.
+/// Check a bundle: checksums, then its golden vectors on every engine of this
+/// machine; or a package: checksums and signature.
 ///
-/// Ends with 3 if the bundle is damaged, with 1 if this machine computes
+/// Ends with 3 if the bundle is damaged, with 1 if an engine computes
 /// something else than the trainer did.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -29,9 +36,16 @@ pub struct Args {
     #[cfg(feature = "flash")]
     #[arg(long, value_name = "DIR|FILE")]
     trust: Option<PathBuf>,
-    /// Engine that runs the encoder: auto, int8 or tract.
+    /// Engine to hold against the golden vectors; auto stands for all of them.
     #[arg(long, default_value = "auto")]
     engine: EngineChoice,
+    /// Find out what differs: order of channels, normalisation, crop, resize,
+    /// antialias, or the engine. With --csv also whether the encoder was
+    /// trained on pictures prepared in another way.
+    #[arg(long)]
+    diagnose: bool,
+    #[command(flatten)]
+    labels: LabelsArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -39,6 +53,8 @@ pub struct Args {
 
 const EXAMPLES: &str = "Examples:
   numclip verify models/gauge
+  numclip verify models/gauge --diagnose
+  numclip verify imported --diagnose --csv labels.csv
   numclip verify gauge.numclip --trust release.pub";
 
 /// Runs the command.
@@ -64,13 +80,36 @@ pub fn run(args: &Args) -> Result<Exit> {
         }
         return Err(first_fault(files, faults));
     }
-    let pipeline = Pipeline::new(Bundle::open(&args.model)?, args.engine.0)?;
-    let replays = replay(&pipeline)?;
-    let passed = replays.iter().all(|replay| replay.passed);
-    print(&match args.json {
-        true => format!("{}\n", report(&pipeline, &files, &replays, passed)),
-        false => replays_text(&pipeline, &replays, passed),
-    })?;
+    let bundle = Arc::new(Bundle::open(&args.model)?);
+    let chosen = args.engine.0.as_ref();
+    let checks = check_engines(&bundle, chosen.map_or(Engine::ALL, std::slice::from_ref));
+    if !args.json {
+        print(&engines_text(bundle.manifest(), &checks))?;
+    }
+    if checks.iter().all(EngineCheck::is_refusal) {
+        return Err(last_refusal(checks));
+    }
+    let diagnosis = (args.diagnose || args.labels.csv.is_some())
+        .then(|| diagnosis::make(&bundle, &checks, &args.labels))
+        .transpose()?;
+    let passed = checks
+        .iter()
+        .all(|check| check.passed() || check.is_refusal())
+        && diagnosis.as_ref().is_none_or(Diagnosis::is_clean);
+    if args.json {
+        let mut report = json!({
+            "passed": passed,
+            "sha256": bundle.sha256(),
+            "files": files_json(&files),
+            "engines": checks.iter().map(engine_json).collect::<Vec<_>>(),
+        });
+        if let Some(diagnosis) = &diagnosis {
+            report["diagnosis"] = json!(diagnosis);
+        }
+        print(&format!("{report}\n"))?;
+    } else if let Some(diagnosis) = &diagnosis {
+        print(&diagnosis.text(bundle.manifest())?)?;
+    }
     Ok(if passed { Exit::Done } else { Exit::Failed })
 }
 
@@ -83,6 +122,13 @@ fn first_fault(files: Vec<FileCheck>, faults: usize) -> Error {
         Some(fault) if faults == 1 => fault.into(),
         Some(fault) => Error::new(fault).context(format!("{faults} files are damaged, the first")),
         None => unreachable!("there are faults"),
+    }
+}
+
+fn last_refusal(checks: Vec<EngineCheck>) -> Error {
+    match checks.into_iter().next_back().map(|check| check.outcome) {
+        Some(Err(error)) => error.into(),
+        _ => anyhow::anyhow!("this build of numclip has no engine"),
     }
 }
 
@@ -103,36 +149,63 @@ fn files_json(files: &[FileCheck]) -> Vec<Value> {
     files.iter().map(entry).collect()
 }
 
-fn replays_text(pipeline: &Pipeline, replays: &[Replay], passed: bool) -> String {
-    let (manifest, engine) = (pipeline.bundle().manifest(), pipeline.engine());
-    let number = |value: f32| with_unit(&manifest.task, value.into());
-    let mut text = String::new();
-    for replay in replays {
+/// A row for each engine that runs the bundle, and why the others do not.
+pub fn engines_text(manifest: &Manifest, checks: &[EngineCheck]) -> String {
+    let header = [
+        "engine",
+        "cosine",
+        "value off",
+        "input off",
+        "latency",
+        "golden",
+    ];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    let mut refusals = String::new();
+    for check in checks {
+        match &check.outcome {
+            Ok(checked) => rows.push(engine_row(manifest, check.engine, checked)),
+            Err(error) => refusals += &format!("{} does not run it: {error}\n", check.engine),
+        }
+    }
+    let mut text = match rows.len() {
+        1 => String::new(),
+        _ => format!("\n{}", columns(&rows)),
+    };
+    if checks
+        .iter()
+        .any(|check| check.outcome.is_ok() && !check.passed())
+    {
+        let [low, high] = manifest.task.range;
+        let apart = with_unit(&manifest.task, (VALUE_TOLERANCE * (high - low)).into());
         text += &format!(
-            "golden {}  {}  input off by {:.2}/255, cosine {:.5}, {} for {}\n",
-            replay.case,
-            verdict(replay.passed),
-            replay.tensor_levels,
-            replay.cosine,
-            number(replay.got),
-            number(replay.expected),
+            "accepted are cosine {COSINE_TOLERANCE}, {apart}, {TENSOR_TOLERANCE_LEVELS:.0}/255; --diagnose looks for the cause\n"
         );
     }
-    let [low, high] = manifest.task.range;
-    text += &match passed {
-        true => format!("{engine} on this machine computes what the trainer did\n"),
-        false => format!(
-            "{engine} on this machine computes something else: accepted are {TENSOR_TOLERANCE_LEVELS:.0}/255, cosine {COSINE_TOLERANCE}, {} apart\n",
-            number(VALUE_TOLERANCE * (high - low)),
-        ),
-    };
-    text
+    text + &refusals
 }
 
-fn report(pipeline: &Pipeline, files: &[FileCheck], replays: &[Replay], passed: bool) -> Value {
-    let (bundle, engine) = (pipeline.bundle(), pipeline.engine().name());
+fn engine_row(manifest: &Manifest, engine: Engine, check: &Check) -> Vec<String> {
+    vec![
+        engine.to_string(),
+        format!("{:.5}", check.cosine()),
+        with_unit(&manifest.task, check.value_difference().into()),
+        format!("{:.2}/255", check.tensor_levels()),
+        format!("{:.2} ms", 1e3 * check.latency.as_secs_f64()),
+        verdict(check.passed()).into(),
+    ]
+}
+
+/// One engine as JSON.
+pub fn engine_json(check: &EngineCheck) -> Value {
+    let engine = check.engine.name();
+    let checked = match &check.outcome {
+        Ok(checked) => checked,
+        Err(error) => {
+            return json!({"engine": engine, "passed": false, "refusal": error.to_string()});
+        }
+    };
+    let replays = checked.replays.iter();
     let golden: Vec<Value> = replays
-        .iter()
         .map(|replay| {
             json!({
                 "case": replay.case,
@@ -145,10 +218,11 @@ fn report(pipeline: &Pipeline, files: &[FileCheck], replays: &[Replay], passed: 
         })
         .collect();
     json!({
-        "passed": passed,
-        "sha256": bundle.sha256(),
         "engine": engine,
-        "files": files_json(files),
+        "passed": checked.passed(),
+        "cosine": checked.cosine(),
+        "value_difference": checked.value_difference(),
+        "latency_ms": 1e3 * checked.latency.as_secs_f64(),
         "golden": golden,
     })
 }

@@ -12,6 +12,17 @@ use super::post::{Message, Post, WINDOW, Wire};
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
+/// Gets topic and message, on the connection's thread.
+pub type Hear = Box<dyn Fn(&str, &[u8]) + Send>;
+
+/// Who hears what others send.
+pub struct Ear {
+    /// Topics, which may have wildcards.
+    pub topics: Vec<String>,
+    /// Gets each message.
+    pub hear: Hear,
+}
+
 /// A connection that is looked after by a thread.
 pub struct Link {
     shared: Arc<Shared>,
@@ -52,6 +63,11 @@ pub fn probe(options: MqttOptions) -> Result<(), String> {
 impl Link {
     /// Starts the thread that connects by `options`.
     pub fn start(options: MqttOptions, post: Post) -> Self {
+        Self::start_with(options, post, None)
+    }
+
+    /// The same with an ear for what others send.
+    pub fn start_with(options: MqttOptions, post: Post, ear: Option<Ear>) -> Self {
         let shared = Arc::new(Shared {
             inside: Mutex::new(Inside {
                 post,
@@ -62,7 +78,7 @@ impl Link {
             changed: Condvar::new(),
         });
         let thread = Arc::clone(&shared);
-        thread::spawn(move || thread.keep_connected(&options));
+        thread::spawn(move || thread.keep_connected(&options, ear.as_ref()));
         Self { shared }
     }
 
@@ -109,12 +125,12 @@ impl Link {
 impl Shared {
     /// The thread. Every connection has a client of its own: what was under way
     /// on the one before is the post's to send again.
-    fn keep_connected(&self, options: &MqttOptions) {
+    fn keep_connected(&self, options: &MqttOptions, ear: Option<&Ear>) {
         let (host, port) = options.broker_address();
         let mut pause = FIRST_WAIT;
         while !self.lock().ended {
             let (client, mut connection) = Client::new(options.clone(), 2 * WINDOW);
-            let (met, fault) = self.converse(&client, &mut connection);
+            let (met, fault) = self.converse(&client, &mut connection, ear);
             if met {
                 pause = FIRST_WAIT;
             }
@@ -130,9 +146,18 @@ impl Shared {
 
     /// Sends and hears until the connection breaks. Says whether the broker let
     /// us in, and why it ended.
-    fn converse(&self, client: &Client, connection: &mut Connection) -> (bool, String) {
+    fn converse(
+        &self,
+        client: &Client,
+        connection: &mut Connection,
+        ear: Option<&Ear>,
+    ) -> (bool, String) {
         let mut met = false;
         for event in connection.iter() {
+            if let (Ok(Event::Incoming(Packet::Publish(message))), Some(ear)) = (&event, ear) {
+                (ear.hear)(&message.topic, &message.payload);
+                continue;
+            }
             let mut inside = self.lock();
             match event {
                 // Nobody is to hear that we are online who have left.
@@ -141,6 +166,10 @@ impl Shared {
                     met = true;
                     inside.fault = None;
                     inside.client = Some(client.clone());
+                    for topic in ear.iter().flat_map(|ear| &ear.topics) {
+                        // The connection is new: there is room, or it has broken.
+                        let _ = client.try_subscribe(topic, QoS::AtLeastOnce);
+                    }
                     let cable = Cable(client.clone());
                     inside.post.connected(Box::new(cable));
                 }

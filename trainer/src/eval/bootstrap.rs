@@ -194,6 +194,7 @@ mod tests {
                 bin: row.bin,
                 probabilities: vec![0.5; 2],
                 interval: row.low.zip(row.high).map(|(low, high)| [low, high]),
+                doubt: None,
             })
             .collect();
         let labels: Vec<f32> = rows.iter().map(|row| row.label).collect();

@@ -211,11 +211,11 @@ fn evaluate_run(
     let interval = match &own {
         Some(own) if !own.splits.val.is_empty() => {
             let val = embed_all(&config, &model, &loader(&config, own, &own.splits.val)?)?;
-            calibrate_interval(&config.bin, &plain, &val, config.export.coverage)
+            calibrate_interval(&plain, &own.dataset, &val, config.export.coverage)
         }
         _ => None,
     };
-    let estimator = measured.estimator(&config, &model, interval)?;
+    let estimator = measured.estimator(&config, &model, interval.clone())?;
     let embedded = embed_all(&config, &model, &loader(&config, measured, &asked)?)?;
     let estimates = embedded.indices.iter().zip(&embedded.embeddings);
     Estimated {
@@ -285,7 +285,7 @@ fn evaluate_bundle(
         asked,
         estimates: estimates.into_iter().flatten().collect(),
         estimator: pipeline.bundle().estimator(),
-        coverage: manifest.interval.map(|interval| interval.coverage),
+        coverage: manifest.interval.as_ref().map(|interval| interval.coverage),
     }
     .evaluation(seed)
 }

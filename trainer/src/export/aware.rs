@@ -18,10 +18,10 @@ use crate::optim::{GroupedOptimizer, LrGroup, OptimConfig};
 use crate::quantize::aware::AwareNet;
 use crate::quantize::quantized::Quantized;
 
-/// Learning rate of weights and biases at the start; it falls to zero.
-const WEIGHTS: f64 = 2e-5;
+/// Learning rate of weights and biases at the start, in levels; it falls to zero.
+const LEVELS: f64 = 5e-3;
 /// Learning rate of the steps' logarithms.
-const STEPS: f64 = 1e-3;
+const STEPS: f64 = 2e-4;
 
 /// What the network is trained by.
 pub struct Lessons<'a> {
@@ -88,7 +88,7 @@ fn rates() -> OptimConfig {
         weight_decay: 0.0,
         groups: vec![LrGroup {
             path: "convs".into(),
-            lr: WEIGHTS,
+            lr: LEVELS,
             from_epoch: 1,
         }],
         ..OptimConfig::default()

@@ -1,12 +1,13 @@
 //! Golden vectors: a few pictures with what the exported encoder makes of them.
 
-use image::{Rgb, RgbImage, imageops};
+use image::{RgbImage, imageops};
 use numclip::bundle::{Golden, GoldenCase};
 use numclip::decode;
 use numclip::encode::Model as _;
 use numclip::encode::tract::TractModel;
 use numclip::estimate::Estimator;
 use numclip::frame::Frame;
+use numclip::verify::{pattern, record};
 
 use super::ExportError;
 use crate::config::{Config, GoldenPictures};
@@ -29,17 +30,8 @@ pub fn cases(
     let model = TractModel::from_bytes("encoder.onnx", bytes, size, prepared.embeddings.dim)?;
     let mut session = model.session()?;
     let case = |frame: Frame| -> Result<GoldenCase, ExportError> {
-        let tensor = config.preprocess.tensor(&frame);
-        let embedding = session.encode(&tensor)?;
-        let value = estimator.estimate(&embedding).value;
-        Ok(GoldenCase {
-            width: frame.width(),
-            height: frame.height(),
-            pixels: frame.into_pixels(),
-            tensor,
-            embedding,
-            value,
-        })
+        let encode = |tensor: &[f32]| session.encode(tensor);
+        Ok(record(frame, &config.preprocess, estimator, encode)?)
     };
     Ok(Golden {
         cases: frames(config, prepared)
@@ -57,7 +49,7 @@ fn frames(config: &Config, prepared: &Prepared) -> Vec<Frame> {
     };
     match photographs.is_empty() {
         true => (0..CASES)
-            .map(|index| pattern(index as u32, longest))
+            .filter_map(|index| pattern(index as u32, longest).ok())
             .collect(),
         false => photographs,
     }
@@ -100,24 +92,4 @@ fn shrink(frame: Frame, longest: u32) -> Frame {
         .into(),
         None => frame,
     }
-}
-
-/// Gradients, rings and stripes of many scales; `index` changes all of them.
-fn pattern(index: u32, longest: u32) -> Frame {
-    let height = longest * (4 + index % 3) / 6;
-    let phase = index as f32 * 1.7;
-    let wave = |x: f32| (127.5 + 127.0 * x.sin()) as u8;
-    RgbImage::from_fn(longest, height.max(1), |x, y| {
-        let (x, y) = (
-            x as f32 / longest as f32 - 0.5,
-            y as f32 / height as f32 - 0.5,
-        );
-        let radius = x.hypot(y);
-        Rgb([
-            wave(40.0 * radius * (1.0 + radius) + phase),
-            wave(9.0 * x + 4.0 * y * phase),
-            wave(60.0 * x * y - phase),
-        ])
-    })
-    .into()
 }

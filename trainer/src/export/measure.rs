@@ -3,12 +3,13 @@
 use numclip::bins::Bin;
 use numclip::bundle::{Precision, Report};
 use numclip::encode::Model;
-use numclip::estimate::{Calibration, Estimator, spread};
+use numclip::estimate::{Calibration, Estimator, Labelled, calibrate};
 use numclip::metrics::measure;
 use numclip::verify::cosine;
 
 use super::{ExportError, judge};
 use crate::config::Config;
+use crate::data::Dataset;
 use crate::fit::{Embedded, Prepared, loader};
 
 /// What one network makes of the validation and test images.
@@ -105,49 +106,23 @@ pub fn tensors(
     Ok(tensors)
 }
 
-/// The interval that holds `coverage` of the validation labels.
-///
-/// Split conformal prediction: the scores |label − value| / spread, the
-/// ⌈(n + 1)·coverage⌉-th smallest of them. None without enough images.
+/// The interval that holds `coverage` of the validation labels, group by group
+/// where the images have groups. None without enough images.
 pub fn calibrate_interval(
-    bins: &[Bin],
     estimator: &Estimator,
+    dataset: &Dataset,
     val: &Embedded,
     coverage: f32,
 ) -> Option<Calibration> {
-    let estimates: Vec<_> = val
-        .embeddings
-        .iter()
-        .map(|e| estimator.estimate(e))
+    let labelled = val.embeddings.iter().zip(&val.labels).zip(&val.indices);
+    let labelled: Vec<Labelled<'_>> = labelled
+        .map(|((embedding, &label), &index)| Labelled {
+            embedding,
+            label,
+            group: dataset.samples()[index].group.as_deref(),
+        })
         .collect();
-    let spreads: Vec<f32> = estimates
-        .iter()
-        .map(|e| spread(bins, &e.probabilities))
-        .collect();
-    let floor = median(&spreads)? * 0.5;
-    let score = |((estimate, spread), label): ((&numclip::estimate::Estimate, &f32), &f32)| {
-        (label - estimate.value).abs() / spread.max(floor).max(f32::MIN_POSITIVE)
-    };
-    let mut scores: Vec<f32> = estimates
-        .iter()
-        .zip(&spreads)
-        .zip(&val.labels)
-        .map(score)
-        .collect();
-    scores.sort_by(f32::total_cmp);
-    let rank = ((scores.len() + 1) as f64 * f64::from(coverage)).ceil() as usize;
-    let quantile = *scores.get(rank.checked_sub(1)?)?;
-    quantile.is_finite().then_some(Calibration {
-        coverage,
-        quantile,
-        floor,
-    })
-}
-
-fn median(values: &[f32]) -> Option<f32> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f32::total_cmp);
-    sorted.get(sorted.len() / 2).copied()
+    calibrate(estimator, &labelled, coverage)
 }
 
 /// Runs in the loader's order, a session per thread, an image at a time: the
@@ -169,64 +144,4 @@ fn embed(
         all.labels.extend(batch.labels);
     }
     Ok(all)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use numclip::bins::Bins;
-    use numclip::estimate::Regressor;
-
-    #[test]
-    fn the_interval_covers_its_share_of_what_it_was_fitted_on() {
-        let bins: Vec<Bin> = (0..2)
-            .map(|i| Bin {
-                label: i.to_string(),
-                start: i as f32 * 10.0,
-                end: i as f32 * 10.0,
-            })
-            .collect();
-        let rows = Bins::new(bins.clone(), vec![1.0, 0.0, 0.0, 1.0]).unwrap();
-        let regressor = Regressor::Expectation {
-            values: vec![0.0, 10.0],
-        };
-        let build = |interval| {
-            Estimator::new(
-                rows.clone(),
-                regressor.clone(),
-                2.0,
-                [-100.0, 100.0],
-                interval,
-            )
-            .unwrap()
-        };
-        let embeddings: Vec<Vec<f32>> = (0..200)
-            .map(|i| vec![(i as f32 * 0.1).cos().abs(), (i as f32 * 0.1).sin().abs()])
-            .collect();
-        let labels: Vec<f32> = (0..200)
-            .map(|i| (i as f32 * 1.7).sin() * 5.0 + 5.0)
-            .collect();
-        let val = Embedded {
-            indices: (0..200).collect(),
-            embeddings,
-            labels,
-        };
-        for coverage in [0.5, 0.8, 0.95] {
-            let interval = calibrate_interval(&bins, &build(None), &val, coverage).unwrap();
-            let estimator = build(Some(interval));
-            let inside = val
-                .embeddings
-                .iter()
-                .zip(&val.labels)
-                .filter(|(embedding, label)| {
-                    let [low, high] = estimator.estimate(embedding).interval.unwrap();
-                    (low..=high).contains(*label)
-                });
-            let share = inside.count() as f32 / 200.0;
-            assert!(
-                (coverage..coverage + 0.02).contains(&share),
-                "{coverage}: {share}"
-            );
-        }
-    }
 }

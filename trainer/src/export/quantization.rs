@@ -62,6 +62,18 @@ pub struct Evidence {
     pub costs: Option<Costs>,
 }
 
+impl Evidence {
+    /// How the encoder was quantised, in one line; empty for floats.
+    pub fn summary(&self) -> String {
+        let (method, images) = (&self.method, self.calibration_images);
+        match (method.as_str(), self.tried.len()) {
+            ("", _) => String::new(),
+            (_, 0 | 1) => format!("{method}; {images} images"),
+            (_, tried) => format!("{method}; {images} images; chosen of {tried}"),
+        }
+    }
+}
+
 /// An int8 network and what speaks for it.
 pub struct Quantization {
     /// ONNX.

@@ -1,17 +1,19 @@
 //! The network with the rounding of int8 inside, to be trained on.
 //!
 //! Weights stay real numbers that are rounded on the way forward; gradients pass the rounding as
-//! if it were not there. The steps of weights and activations learn too (Esser et al., "Learned
+//! if it were not there. They are counted in levels, so that one rate of learning suits channels of
+//! any magnitude, and they begin in the cells of the levels that were chosen for them: the network
+//! starts as good as it was. The steps of weights and activations learn too (Esser et al., "Learned
 //! Step Size Quantization", ICLR 2020), as logarithms, so that they stay positive and one rate of
 //! learning suits all of them (Jain et al., MLSys 2020). Batch normalisation is folded already.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::affine::{Affine, WEIGHTS, quantize_conv_to};
+use super::affine::{Affine, QuantizedConv, WEIGHTS, quantize_conv_to};
 use super::quantized::Quantized;
 use super::simulate::{Values, rounded, window};
-use crate::graph::{Activation, Op};
+use crate::graph::{Activation, Conv, Op};
 use crate::ops;
 
 /// A quantised network that learns.
@@ -29,9 +31,9 @@ pub struct AwareNet {
 
 #[derive(Module, Debug)]
 struct AwareConv {
-    /// OIHW.
+    /// OIHW, in the steps of the start.
     weight: Param<Tensor<4>>,
-    /// One value per output channel.
+    /// One value per output channel, in the output's step of the start.
     bias: Param<Tensor<1>>,
 }
 
@@ -43,17 +45,16 @@ impl AwareNet {
             Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
         };
         let (mut convs, mut weight_steps) = (Vec::new(), Vec::new());
-        for (node, integers) in quantized.net.nodes.iter().zip(&quantized.convs) {
-            if let (Op::Conv(conv), Some(integers)) = (&node.op, integers) {
-                let weight = TensorData::new(conv.weight.clone(), conv.shape);
-                let input = quantized.affine(node.inputs[0]).scale;
+        for (index, node) in quantized.net.nodes.iter().enumerate() {
+            if let (Op::Conv(conv), Some(integers)) = (&node.op, &quantized.convs[index]) {
+                let levels = TensorData::new(levels(conv, integers), conv.shape);
+                let bias = integers.real_bias(quantized.affine(node.inputs[0]).scale);
+                let unit = quantized.outputs[index].scale;
                 convs.push(AwareConv {
-                    weight: Param::from_tensor(Tensor::from_data(weight, device)),
-                    bias: vector(integers.real_bias(input)),
+                    weight: Param::from_tensor(Tensor::from_data(levels, device)),
+                    bias: vector(bias.iter().map(|bias| bias / unit).collect()),
                 });
-                weight_steps.push(vector(
-                    integers.scales.iter().map(|scale| scale.ln()).collect(),
-                ));
+                weight_steps.push(vector(integers.scales.iter().map(|s| s.ln()).collect()));
             }
         }
         let outputs = quantized.outputs.iter();
@@ -76,10 +77,9 @@ impl AwareNet {
             let sums = match (&node.op, node.inputs.get(1)) {
                 (Op::Conv(conv), _) => match learned.next() {
                     Some((learned, steps)) => {
-                        let steps = steps.val().exp();
-                        let weight = ops::fake_quantize(learned.weight.val(), steps, WEIGHTS);
-                        let bias = Some(learned.bias.val());
-                        ops::conv2d(x, weight, bias, window(conv), Activation::None)
+                        let (weight, bias) = self.real(learned, index);
+                        let weight = ops::fake_quantize(weight, steps.val().exp(), WEIGHTS);
+                        ops::conv2d(x, weight, Some(bias), window(conv), Activation::None)
                     }
                     None => x,
                 },
@@ -91,6 +91,19 @@ impl AwareNet {
             values.push(ops::fake_quantize(sums, step, grid));
         }
         values.embeddings()
+    }
+
+    /// The real weights and biases of the convolution at `index`, before rounding.
+    fn real(&self, learned: &AwareConv, index: usize) -> (Tensor<4>, Tensor<1>) {
+        let scales = self.start.convs[index]
+            .iter()
+            .flat_map(|conv| conv.scales.clone());
+        let scales: Vec<f32> = scales.collect();
+        let shape = [scales.len(), 1, 1, 1];
+        let weight = learned.weight.val();
+        let scales = Tensor::from_data(TensorData::new(scales, shape), &weight.device());
+        let unit = self.start.outputs[index].scale;
+        (weight * scales, learned.bias.val().mul_scalar(unit))
     }
 
     /// What was learned, in integers.
@@ -108,14 +121,29 @@ impl AwareNet {
             if let Op::Conv(conv) = &mut quantized.net.nodes[index].op
                 && let Some((learned, steps)) = learned.next()
             {
-                conv.weight = values(learned.weight.val());
-                conv.bias = values(learned.bias.val());
+                let (weight, bias) = self.real(learned, index);
+                (conv.weight, conv.bias) = (values(weight), values(bias));
                 let scales = values(steps.val().exp());
                 quantized.convs[index] = Some(quantize_conv_to(conv, input, scales));
             }
         }
         quantized
     }
+}
+
+/// The weights in levels, each kept within the cell of the level that was chosen for it.
+fn levels(conv: &Conv, integers: &QuantizedConv) -> Vec<f32> {
+    const CELL: f32 = 0.49;
+    let rows = conv
+        .weight
+        .chunks_exact(conv.fan_in())
+        .zip(&integers.scales);
+    let wanted = rows.flat_map(|(row, &scale)| row.iter().map(move |weight| weight / scale));
+    let chosen = integers.weight.iter().map(|&level| f32::from(level));
+    let pairs = wanted.zip(chosen);
+    pairs
+        .map(|(wanted, level)| wanted.clamp(level - CELL, level + CELL))
+        .collect()
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
@@ -138,7 +166,7 @@ mod tests {
         let recipe = Recipe {
             range: RangeMethod::MinMax,
             equalize: false,
-            adaptive_rounding: false,
+            adaptive_rounding: true,
             bias_correction: true,
         };
         let images = images(6);
@@ -175,12 +203,15 @@ mod tests {
     #[test]
     fn learning_brings_it_closer_to_the_float_network() {
         let device = Device::flex().autodiff();
-        let mut coarse = quantized();
         // Far too wide a range: most levels are never used.
-        coarse
-            .outputs
-            .iter_mut()
-            .for_each(|affine| affine.scale *= 12.0);
+        let Quantized {
+            net,
+            input,
+            mut outputs,
+            ..
+        } = quantized();
+        outputs.iter_mut().for_each(|affine| affine.scale *= 4.0);
+        let coarse = Quantized::nearest(net, input, outputs);
         let float = Network::float(&coarse.net, &Device::flex());
         let plain = batch(&images(16), coarse.net.input, &Device::flex());
         let truth = float.forward(plain).into_data();

@@ -551,7 +551,7 @@ mod tests {
             stride: [1, 1],
             padding: [0; 4],
             groups: channels,
-            activation: crate::graph::Activation::None,
+            activation: graph::Activation::None,
         };
         let mut net = ConvNet {
             input: [channels, 1, 1],

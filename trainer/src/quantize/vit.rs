@@ -51,7 +51,7 @@ pub fn int8(
 fn observe(tower: &Tower, size: usize, images: &[Vec<f32>]) -> TractResult<Vec<Seen>> {
     let plan = onnx()
         .model_for_read(&mut Cursor::new(&tower.bytes))?
-        .with_output_names(&tower.products)?
+        .with_outputs_by_name(&tower.products)?
         .with_input_fact(0, f32::fact([1, 3, size, size]).into())?
         .into_optimized()?
         .into_runnable()?;

@@ -13,7 +13,7 @@ use numclip::pipeline::Pipeline;
 use numclip::settings::Settings;
 use numclip::sink::SinkSpec;
 use numclip::sink::file::FileSettings;
-use numclip::verify::replay;
+use numclip::verify::check;
 
 use super::Check;
 
@@ -75,15 +75,17 @@ pub fn model(settings: &Settings) -> Vec<Check> {
 fn computes(pipeline: &Pipeline) -> Check {
     let name = format!("engine {}", pipeline.engine());
     let advice = "this machine or build is not to be trusted with it; try another engine";
-    let replays = match replay(pipeline) {
-        Ok(replays) => replays,
+    let checked = match check(pipeline) {
+        Ok(checked) => checked,
         Err(error) => return Check::fail(&name, error.to_string(), advice),
     };
-    // The first round warmed up.
-    let start = Instant::now();
-    let again = replay(pipeline).map_or(0, |replays| replays.len());
-    let each = 1e3 * start.elapsed().as_secs_f64() / again.max(1) as f64;
-    match replays.iter().filter(|replay| !replay.passed).count() {
+    let each = 1e3 * checked.latency.as_secs_f64();
+    match checked
+        .replays
+        .iter()
+        .filter(|replay| !replay.passed)
+        .count()
+    {
         0 => Check::ok(
             &name,
             format!("golden vectors agree, {each:.1} ms a picture"),

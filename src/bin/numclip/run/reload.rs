@@ -11,11 +11,10 @@ use numclip::live;
 use numclip::pipeline::Pipeline;
 use numclip::settings::Settings;
 use numclip::sink::{Sink, Surroundings};
-use numclip::verify::replay;
 use sd_notify::NotifyState;
 
 use super::watch::notify;
-use super::{Args, Outlet, Running, address, load, outlets_of};
+use super::{Args, Outlet, Running, address, keeper, load, outlets_of};
 
 /// How long a sink that leaves may take for what it was given.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -91,14 +90,6 @@ fn prepare(
         bail!("http cannot change while it serves; start numclip again");
     }
     let pipeline = Arc::new(load(&settings)?);
-    if replay(&pipeline)?.iter().any(|replay| !replay.passed) {
-        let model = &pipeline.bundle().manifest().model;
-        bail!(
-            "{} {} does not compute on this machine what the trainer did; see numclip verify",
-            model.name,
-            model.version
-        );
-    }
     around.bundle = Arc::clone(pipeline.bundle());
     let (kept, new): (Vec<_>, Vec<_>) = outlets_of(&settings)?
         .into_iter()
@@ -128,6 +119,13 @@ impl Running {
         let (source, pace) = (&next.settings.source.address, next.settings.pace.fps);
         if *source != self.settings.source.address || pace != self.settings.pace.fps {
             self.reopen(&next.settings);
+        }
+        if next.settings.keep != self.settings.keep {
+            self.keeper =
+                keeper(&next.settings, &self.live, &self.around.tell).unwrap_or_else(|error| {
+                    (self.around.tell)(format!("{error:#}"));
+                    None
+                });
         }
         let old = describe(&self.pipeline);
         (self.settings, self.pipeline) = (next.settings, next.pipeline);

@@ -15,6 +15,8 @@ use numclip_trainer::quantize::recipe::Changes;
 use numclip_trainer::report;
 use serde_json::json;
 
+use crate::tflite;
+
 /// Turn a run's weights into a bundle for numclip.
 ///
 /// Folds the network, quantises it, measures float and int8 on the validation
@@ -66,6 +68,9 @@ pub struct Export {
     /// Measure every layer and engine, and write the page RUN/quantization.html
     #[arg(long)]
     report: bool,
+    /// Add the encoder in TensorFlow Lite's format too
+    #[arg(long)]
+    tflite: bool,
     #[command(flatten)]
     recipe: Recipe,
     /// One JSON object on stdout
@@ -131,6 +136,9 @@ impl Export {
             }
         }
         let exported = exported?;
+        if self.tflite {
+            tflite::add(&self.out)?;
+        }
         match self.json {
             true => println!("{}", self.to_json(&exported)),
             false => print!("{}{}", evidence_text(&exported.evidence), text(&exported)),
