@@ -4,7 +4,8 @@ ratios.
 
     pip install numpy onnx onnxruntime ai-edge-litert
     cargo build --release --example encoder && cargo build --release -p numclip-trainer
-    python tests/peers/compare.py                  # MobileOne-S0, S1, MobileNetV2, random weights
+    python tests/peers/compare.py                  # MobileOne-S0, S1, MobileNetV2, ViT-Tiny, random weights
+    python tests/peers/compare.py ViT-Tiny/16      # one of them
     python tests/peers/compare.py ENCODER.onnx SIZE DIM
 """
 
@@ -20,6 +21,9 @@ import onnx
 import onnxruntime as ort
 from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+
+import transformers
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENCODER = ROOT / "target/release/examples/encoder"
@@ -112,6 +116,29 @@ def mobilenet_v2(size=224, dim=512):
     return net.finish(dim)
 
 
+class Images(CalibrationDataReader):
+    def __init__(self, images):
+        self.left = iter(images)
+
+    def get_next(self):
+        image = next(self.left, None)
+        return None if image is None else {"image": image}
+
+
+def vit_tiny(folder, size, dim):
+    """The trainer's int8 form, and those that ONNX Runtime makes of the floats itself."""
+    model = transformers.Transformer(size, patch=16, width=192, heads=3, mlp=768, layers=12, dim=dim).model
+    images = [np.random.default_rng(seed).normal(size=(1, 3, size, size)).astype(np.float32) for seed in range(2)]
+    source = folder / "float.onnx"
+    onnx.save(model, source)
+    onnx.save(transformers.int8(model, images), folder / "encoder.onnx")
+    quantize_dynamic(source, folder / "dynamic.onnx", weight_type=QuantType.QInt8)
+    quantize_dynamic(source, folder / "products.onnx", weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
+    quantize_static(source, folder / "static.onnx", Images(images), op_types_to_quantize=["Conv", "MatMul"],
+                    per_channel=True, weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8)
+    return [folder / f"{form}.onnx" for form in ("dynamic", "products", "static")]
+
+
 class Numclip:
     """The int8 engine, in a process of its own."""
 
@@ -176,13 +203,28 @@ class TensorFlowLite(Peer):
         return self.interpreter.get_tensor(self.output)
 
 
+def picture(size):
+    return np.random.default_rng(1).normal(size=(1, 3, size, size)).astype("<f4")
+
+
 def compare(name, path, size, dim, folder):
-    image = np.random.default_rng(1).normal(size=(1, 3, size, size)).astype("<f4")
-    engines = {
-        "numclip": Numclip(path, image, dim, folder),
-        "onnxruntime": OnnxRuntime(path, image),
-        "tflite": TensorFlowLite(path, image, folder),
-    }
+    image = picture(size)
+    peers = {"onnxruntime": OnnxRuntime(path, image), "tflite": TensorFlowLite(path, image, folder)}
+    race(name, Numclip(path, image, dim, folder), peers)
+
+
+def compare_transformer(name, size, dim, folder):
+    """The trainer's form on numclip; on ONNX Runtime, whichever int8 form is fastest there."""
+    image = picture(size)
+    others = vit_tiny(folder, size, dim)
+    path = folder / "encoder.onnx"
+    peers = {form.stem: OnnxRuntime(form, image) for form in (path, *others)}
+    fastest = min(peers, key=lambda form: min(peers[form].times()))
+    race(name, Numclip(path, image, dim, folder), {f"onnxruntime ({fastest})": peers[fastest]})
+
+
+def race(name, numclip, peers):
+    engines = {"numclip": numclip, **peers}
     times = {engine: [] for engine in engines}
     for _ in range(ROUNDS):
         for engine in engines:
@@ -203,7 +245,7 @@ def compare(name, path, size, dim, folder):
 def main(arguments):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        if arguments:
+        if len(arguments) == 3:
             compare(arguments[0], arguments[0], int(arguments[1]), int(arguments[2]), folder)
             return
         networks = {
@@ -212,8 +254,11 @@ def main(arguments):
             "MobileNetV2": mobilenet_v2,
         }
         for name, make in networks.items():
-            onnx.save(make(), folder / "encoder.onnx")
-            compare(name, folder / "encoder.onnx", 224, 512, folder)
+            if name in (arguments or networks):
+                onnx.save(make(), folder / "encoder.onnx")
+                compare(name, folder / "encoder.onnx", 224, 512, folder)
+        if not arguments or "ViT-Tiny/16" in arguments:
+            compare_transformer("ViT-Tiny/16", 224, 512, folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Writes the small models of tests/data/int8: one float network, quantised by
-ONNX Runtime's own quantiser in its two forms, and a network as the trainer
-writes it (chain), with the outputs that ONNX Runtime computes. Needs what
-compare.py does.
+"""Writes the small models of tests/data/int8: a float network and a transformer,
+quantised by ONNX Runtime's own quantiser in its two forms, a network (chain) and
+transformers as the trainer writes them, with the outputs that ONNX Runtime
+computes. Needs what compare.py does.
 
     python tests/peers/fixtures.py tests/data/int8
     trainer tflite tests/data/int8/chain.onnx --out tests/data/int8/chain.tflite
@@ -15,13 +15,13 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import (
-    CalibrationDataReader,
     QuantFormat,
     QuantType,
     quantize_static,
 )
 
-from compare import Network
+import transformers
+from compare import Images, Network
 
 SIZE = 16
 DIM = 8
@@ -88,13 +88,37 @@ def picture():
     return tensor.transpose(2, 0, 1)[None].astype(np.float32)
 
 
-class Images(CalibrationDataReader):
-    def __init__(self, images):
-        self.left = iter(images)
+def write_output(folder, name, image):
+    """What the graph says: fused operators of ONNX Runtime round elsewhere."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+    session.run(None, {"image": image})[0].astype("<f4").tofile(folder / f"{name}.f32")
 
-    def get_next(self):
-        image = next(self.left, None)
-        return None if image is None else {"image": image}
+
+def write_transformers(folder, images):
+    """Attention quantised by ONNX Runtime, too, and left in floats by the trainer."""
+    images[0].tofile(folder / "image.f32")
+    shape = dict(size=SIZE, patch=4, width=24, heads=3, mlp=40, layers=2, dim=DIM)
+    for gelu in ("erf", "quick"):
+        model = transformers.Transformer(**shape, gelu=gelu).model
+        onnx.save(transformers.int8(model, images), folder / f"vit-{gelu}.onnx")
+        write_output(folder, f"vit-{gelu}", images[0])
+    source = folder / "float.onnx"
+    onnx.save(transformers.Transformer(**shape).model, source)
+    forms = {
+        "vit-qdq": (QuantFormat.QDQ, QuantType.QUInt8, None),
+        "vit-qdq-linear": (QuantFormat.QDQ, QuantType.QInt8, ["Conv", "MatMul"]),
+        "vit-qoperator": (QuantFormat.QOperator, QuantType.QUInt8, ["Conv", "MatMul", "Reshape", "Transpose"]),
+    }
+    for name, (form, activations, operators) in forms.items():
+        quantize_static(source, folder / f"{name}.onnx", Images(images), quant_format=form,
+                        per_channel=form == QuantFormat.QDQ, op_types_to_quantize=operators,
+                        activation_type=activations, weight_type=QuantType.QInt8)
+        write_output(folder, name, images[0])
+        print(name, sorted({node.op_type for node in onnx.load(folder / f"{name}.onnx").graph.node}))
+    source.unlink()
+    write_transformers(folder, images)
 
 
 def main(folder):

@@ -34,11 +34,13 @@ use crate::fit::{
 };
 use crate::graph::ConvNet;
 use crate::model::numclip::NumClip;
+use crate::model::vit::Vit;
 use crate::model::{Architecture, ImageEncoder, NotConvolutional};
-use crate::quantize::{onnx, towers};
+use crate::quantize::affine::Affine;
+use crate::quantize::{onnx, towers, vit};
 use crate::report::{Measured, NamedMetrics, points};
 use measure::Encoded;
-use quantization::{Quantization, Source, broken, timed};
+use quantization::{Quantization, Source, broken, calibration_images, timed};
 
 pub use judge::{Latency, Score};
 pub use layers::{Costs, LayerCost};
@@ -231,16 +233,19 @@ impl Export<'_> {
     fn run(&self) -> Result<Exported, ExportError> {
         let stage = self.options.stage;
         let network = Float::of(self.model, self.config.preprocess.size as usize)?;
-        if network.net.is_none() && self.options.precision == Precision::Int8 {
+        let wants_int8 = self.options.precision == Precision::Int8;
+        if wants_int8 && matches!(self.model.encoder(), ImageEncoder::ResNet(_)) {
             return Err(NotConvolutional.into());
         }
         stage("comparing the exported network with the trained one");
         let float = self.encode(Precision::F32, &network.bytes)?;
         self.check_fold(&float)?;
         let estimator = self.prepared.estimator(self.config, self.model, None)?;
-        let net = network.net.as_ref();
-        let int8 = net.map(|net| self.int8(net, &float, &estimator));
-        let int8 = int8.transpose()?;
+        let int8 = match (&network.net, self.model.encoder()) {
+            (Some(net), _) => Some(self.int8(net, &float, &estimator)?),
+            (None, ImageEncoder::Vit(vit)) if wants_int8 => Some(self.vit_int8(vit)?),
+            (None, _) => None,
+        };
         let (bytes, chosen) = match (self.options.precision, &int8) {
             (Precision::Int8, Some(int8)) => (&int8.bytes, &int8.encoded),
             _ => (&network.bytes, &float),
@@ -333,6 +338,33 @@ impl Export<'_> {
             encoded: self.encode(Precision::Int8, &bytes)?,
             bytes,
             evidence,
+        })
+    }
+
+    /// A transformer in int8, by the task file's choice of ranges alone.
+    fn vit_int8(&self, vit: &Vit) -> Result<Int8, ExportError> {
+        (self.options.stage)("calibrating");
+        let images = calibration_images(self.config, self.prepared)?;
+        let (input, range) = (
+            Affine::of_input(&self.config.preprocess),
+            self.config.export.range,
+        );
+        let (tail, size) = (
+            self.model.folded_adapter(),
+            self.config.preprocess.size as usize,
+        );
+        let tower = vit::int8(vit, tail.as_ref(), size, input, &images, range)
+            .map_err(|error| ExportError::Calibrate(format!("{error:#}")))?;
+        (self.options.stage)("measuring int8");
+        Ok(Int8 {
+            encoded: self.encode(Precision::Int8, &tower.bytes)?,
+            bytes: tower.bytes,
+            evidence: Evidence {
+                method: format!("{range}; products with weights"),
+                calibration_images: images.len(),
+                budget: self.options.int8.budget,
+                ..Evidence::default()
+            },
         })
     }
 

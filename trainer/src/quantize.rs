@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ConvNet → onnx::float, CLIP tower → towers
+//! vision transformer + images → vit
 //! ConvNet + images → calibrate → equalize → range → Quantized → refine (round, biases) → int8
 //!                                  recipe says which               simulate runs it in floats
 //! ONNX → tflite
@@ -19,6 +20,7 @@ pub mod round;
 pub mod refine;
 pub mod recipe;
 pub mod aware;
+pub mod vit;
 pub mod int8;
 pub mod tflite;
 #[cfg(test)]

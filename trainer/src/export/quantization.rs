@@ -106,7 +106,7 @@ impl Source<'_> {
     pub fn quantize(&self, options: &Options<'_>) -> Result<Quantization, ExportError> {
         let wanted = &options.int8;
         (options.stage)("calibrating");
-        let images = self.calibration_images()?;
+        let images = calibration_images(self.config, self.prepared)?;
         let input = Affine::of_input(&self.config.preprocess);
         let mut calibrated = Calibrated::new(self.net.clone(), input, &images).map_err(failed)?;
         let first = wanted.changes.apply(self.config.export.recipe());
@@ -151,13 +151,6 @@ impl Source<'_> {
     }
 
     /// Training images in an order drawn from the run's seed.
-    fn calibration_images(&self) -> Result<Vec<Vec<f32>>, ExportError> {
-        let mut indices = self.prepared.splits.train.clone();
-        indices.shuffle(&mut ChaCha8Rng::seed_from_u64(self.config.train.seed));
-        indices.truncate(self.config.export.calibration_images);
-        tensors(self.config, self.prepared, &indices)
-    }
-
     /// None where nothing is to be compared.
     fn judge(&self, wanted: &Wanted) -> Result<Option<Judge<'_>>, ExportError> {
         let compares = wanted.search || wanted.details || wanted.aware_epochs > 0;
@@ -260,4 +253,15 @@ pub fn timed(
 
 fn failed(error: tract_onnx::prelude::TractError) -> ExportError {
     ExportError::Calibrate(format!("{error:#}"))
+}
+
+/// Training images from which ranges are taken.
+pub fn calibration_images(
+    config: &Config,
+    prepared: &Prepared,
+) -> Result<Vec<Vec<f32>>, ExportError> {
+    let mut indices = prepared.splits.train.clone();
+    indices.shuffle(&mut ChaCha8Rng::seed_from_u64(config.train.seed));
+    indices.truncate(config.export.calibration_images);
+    tensors(config, prepared, &indices)
 }
