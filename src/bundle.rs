@@ -11,6 +11,7 @@ mod slots;
 mod open;
 mod write;
 
+pub(crate) use golden::pooled;
 pub use golden::{Golden, GoldenCase};
 pub use manifest::{
     BinsSection, EncoderFile, EncoderFormat, Manifest, ModelSection, Precision, Provenance, Report,
@@ -24,7 +25,7 @@ pub use slots::{STATE, State};
 pub(crate) use slots::{is_digest, slot};
 pub use write::{Contents, write};
 #[cfg(feature = "flash")]
-pub(crate) use write::{make_readable, stage, write_synced};
+pub(crate) use write::{half_bins_file, make_readable, stage, write_synced};
 
 /// Name of the manifest.
 pub const MANIFEST: &str = "bundle.toml";

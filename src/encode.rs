@@ -5,6 +5,8 @@
 
 #[cfg(feature = "int8")]
 pub mod int8;
+#[cfg(feature = "tflite")]
+pub mod tflite;
 #[cfg(feature = "tract")]
 pub mod tract;
 
@@ -83,6 +85,8 @@ pub trait Session: Send {
 pub enum Engine {
     /// The engine of this project for int8 convolution networks: the fastest.
     Int8,
+    /// TensorFlow Lite, the vendor's library.
+    Tflite,
     /// tract-onnx: any ONNX encoder.
     Tract,
 }
@@ -141,6 +145,8 @@ impl Engine {
     pub const ALL: &[Self] = &[
         #[cfg(feature = "int8")]
         Self::Int8,
+        #[cfg(feature = "tflite")]
+        Self::Tflite,
         #[cfg(feature = "tract")]
         Self::Tract,
     ];
@@ -149,6 +155,7 @@ impl Engine {
     pub fn name(self) -> &'static str {
         match self {
             Self::Int8 => "int8",
+            Self::Tflite => "tflite",
             Self::Tract => "tract",
         }
     }
@@ -157,6 +164,7 @@ impl Engine {
         let onnx = encoder.format == EncoderFormat::Onnx;
         match self {
             Self::Int8 => onnx && encoder.precision == Precision::Int8,
+            Self::Tflite => encoder.format == EncoderFormat::Tflite,
             Self::Tract => onnx,
         }
     }
@@ -228,9 +236,11 @@ fn load_by(
     match engine {
         #[cfg(feature = "int8")]
         Engine::Int8 => Ok(Box::new(int8::Int8Model::load(bundle, encoder)?)),
+        #[cfg(feature = "tflite")]
+        Engine::Tflite => Ok(Box::new(tflite::TfliteModel::load(bundle, encoder)?)),
         #[cfg(feature = "tract")]
         Engine::Tract => Ok(Box::new(tract::TractModel::load(bundle, encoder)?)),
-        #[cfg(not(all(feature = "int8", feature = "tract")))]
+        #[cfg(not(all(feature = "int8", feature = "tflite", feature = "tract")))]
         engine => Err(no_engine(bundle, &[engine])),
     }
 }

@@ -4,7 +4,8 @@
 //! bundle and one small file that says which of them serves. An update fills
 //! a slot that nothing points at, waits until the medium has all of it, proves
 //! it on the device's own engine, and only then exchanges that file by one
-//! rename. Power may go at any moment: [`torture`] cuts it at every step.
+//! rename. A package may also ask that the new model comes near the one that
+//! serves on pictures of the device's own camera. Power may go at any moment: [`torture`] cuts it at every step.
 //!
 //! ```text
 //! /var/lib/numclip/
@@ -21,17 +22,23 @@ mod simulated;
 mod store;
 mod install;
 mod service;
+mod shadow;
 mod device;
 mod wire;
 mod place;
 mod target;
+mod runtime;
 pub mod torture;
 
-pub use device::{Device, DeviceError, Model, SERVICE, STORE, Stage, Status, TRUST, status};
+pub use device::{
+    Device, DeviceError, Model, SERVICE, STORE, Site, Stage, Status, TRUST, status, status_on,
+};
 pub use disk::{Disk, Folder};
 pub use install::{Need, Outcome, Source, install, prune, rollback};
 pub use place::place;
+pub use runtime::{Processor, RuntimeError, install_runtime};
 pub use service::{Health, Service};
+pub use shadow::Comparison;
 pub use simulated::{Fate, Lie, SimulatedDisk};
 pub use store::{Listing, StoreError, intact, listing, state};
 pub use target::{Reach, Target};

@@ -39,6 +39,8 @@ pub mod capture;
 pub mod detect;
 #[cfg(feature = "live")]
 pub mod live;
+#[cfg(feature = "live")]
+pub mod keep;
 #[cfg(feature = "record")]
 pub mod record;
 #[cfg(feature = "live")]

@@ -12,10 +12,14 @@
 //! the *header* (all that precedes the blobs) can judge every byte of the rest,
 //! one file at a time. The same bundle gives the same bytes: no times, owners
 //! or modes are kept, and an index has one spelling.
+//!
+//! A [`cartridge`] leaves out the encoder and names it in its index instead:
+//! it is for devices that have it.
 
 mod index;
 mod read;
 mod write;
+mod cartridge;
 
 use std::io;
 use std::path::Path;
@@ -24,10 +28,11 @@ use thiserror::Error;
 
 use crate::bundle::BundleError;
 
-pub use index::{Entry, Header, Index, MAX_FILE, MAX_FILES, MAX_INDEX};
+pub use cartridge::{Cartridge, cartridge};
+pub use index::{Entry, Header, Index, MAX_FILE, MAX_FILES, MAX_INDEX, Required, ShadowBudget};
 pub use read::{Package, unpack};
 pub(crate) use write::packed;
-pub use write::{pack, write};
+pub use write::{limit, pack, write};
 #[cfg(feature = "fleet")]
 pub(crate) use write::{settle, stage};
 
@@ -74,6 +79,19 @@ pub enum PackageError {
         name: String,
         /// How it shows.
         message: String,
+    },
+    /// No cartridge can be made of a bundle.
+    #[error("no cartridge: {0}")]
+    Cartridge(String),
+    /// Only a device that has a file can make a bundle of it.
+    #[error(
+        "a cartridge: it needs {name} (sha256 {sha256}), which it does not carry; flash it to a device that has it"
+    )]
+    Incomplete {
+        /// The file.
+        name: String,
+        /// Its SHA-256.
+        sha256: String,
     },
 }
 

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use crate::capture::SourceAddress;
 use crate::detect::{DetectError, Detector};
 use crate::encode::Engine;
+use crate::keep::Keep;
 use crate::live::{self, Budget, Motion, Pace, Smoothing, Subjects};
 #[cfg(feature = "http")]
 use crate::serve::Place;
@@ -43,6 +44,8 @@ pub const PAUSE: [f32; 2] = [0.1, 86_400.0];
 pub const SCORE: [f32; 2] = [0.0, 1.0];
 /// Accepted margin around a subject, as a share of its longer side.
 pub const MARGIN: [f32; 2] = [0.0, 5.0];
+/// Accepted number of kept pictures.
+pub const KEPT: [usize; 2] = [0, 256];
 /// Accepted number of subjects.
 pub const SUBJECTS: [usize; 2] = [1, 100];
 
@@ -64,6 +67,8 @@ pub struct Settings {
     pub filter: FilterSettings,
     /// Subjects within the pictures.
     pub detector: DetectorSettings,
+    /// Pictures that are kept.
+    pub keep: KeepSettings,
     /// Standard output.
     pub output: OutputSettings,
     /// Files and brokers.
@@ -167,6 +172,20 @@ pub struct DetectorSettings {
     pub subjects: usize,
 }
 
+/// `[keep]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeepSettings {
+    /// How many pictures; none with 0.
+    #[serde(deserialize_with = "read::kept")]
+    pub frames: usize,
+    /// Seconds between two of them.
+    #[serde(deserialize_with = "read::pause")]
+    pub every: f32,
+    /// Where they lie.
+    pub folder: PathBuf,
+}
+
 /// `[output]`
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -227,6 +246,16 @@ impl Default for MotionSettings {
         Self {
             threshold: None,
             pause: 60.0,
+        }
+    }
+}
+
+impl Default for KeepSettings {
+    fn default() -> Self {
+        Self {
+            frames: 0,
+            every: 10.0,
+            folder: "/run/numclip/pictures".into(),
         }
     }
 }
@@ -327,6 +356,7 @@ impl Settings {
         let paths = files.map(|file| &mut file.path);
         let single = [&mut self.model.path, &mut self.detector.path];
         let paths = paths.chain(single.into_iter().flatten());
+        let paths = paths.chain([&mut self.keep.folder]);
         #[cfg(feature = "mqtt")]
         let paths = paths.chain(
             self.sink
@@ -340,6 +370,17 @@ impl Settings {
         for path in paths {
             *path = folder.join(&path);
         }
+    }
+}
+
+impl KeepSettings {
+    /// What is to be kept, if anything.
+    pub fn keep(&self) -> Option<Keep> {
+        (self.frames > 0).then(|| Keep {
+            folder: self.folder.clone(),
+            frames: self.frames,
+            every: Duration::from_secs_f32(self.every),
+        })
     }
 }
 

@@ -10,7 +10,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::bundle::{Bundle, GoldenCase};
+use crate::bundle::{Bundle, GoldenCase, pooled};
 use crate::encode::{EncodeError, Engine};
 use crate::estimate::Estimator;
 use crate::frame::{Frame, FrameError};
@@ -260,6 +260,7 @@ fn replay_case(
     let plan = &manifest.preprocess;
     let mut tensor = vec![0.0; plan.pixel_len()];
     plan.normalize(worker.preprocess(&frame), &mut tensor);
+    let tensor = pooled(&tensor, (golden.tensor.len() / 3).isqrt());
     let tensor_levels = levels_apart(&tensor, &golden.tensor, plan.std);
     let embedding = worker.encode()?;
     let cosine = cosine(&embedding, &golden.embedding);

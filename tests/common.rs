@@ -183,7 +183,7 @@ fn embeddings() -> Vec<f32> {
 }
 
 /// The expected results by plain loops that share nothing with the library.
-fn golden_case(weights: &Weights, seed: u32) -> GoldenCase {
+pub fn golden_case(weights: &Weights, seed: u32) -> GoldenCase {
     let side = SIZE as u32;
     let picture = picture(side, side, seed);
     let plan = Plan::clip(side);
@@ -224,7 +224,16 @@ fn value_of(embedding: &[f32]) -> f32 {
 
 impl Weights {
     fn new() -> Self {
-        let mut state = 7_u32;
+        Self::drawn(7)
+    }
+
+    /// Other weights.
+    pub fn other() -> Self {
+        Self::drawn(11)
+    }
+
+    fn drawn(seed: u32) -> Self {
+        let mut state = seed;
         let mut draw = |count: usize| -> Vec<f32> {
             (0..count)
                 .map(|_| {
@@ -266,7 +275,8 @@ impl Weights {
         sum / (SIZE * SIZE) as f32
     }
 
-    fn onnx(&self) -> Vec<u8> {
+    /// The encoder as a file.
+    pub fn onnx(&self) -> Vec<u8> {
         let pads = integers("pads", &[1; 4]);
         let nodes = vec![
             node("Conv", &["image", "conv", "bias"], "a", vec![pads]),

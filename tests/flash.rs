@@ -5,19 +5,23 @@ use std::io::{self, BufReader, Write, pipe};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
 use numclip::bundle::{Bundle, Contents};
+use numclip::decode;
 use numclip::flash::torture::samples;
 use numclip::flash::{
     Delivery, Device, DeviceError, Health, Progress, SendError, SimulatedDisk, StoreError, place,
     receive, send, status,
 };
-use numclip::package::{Package, pack, write};
+use numclip::package::{Package, ShadowBudget, cartridge, limit, pack, write};
+use numclip::pipeline::Pipeline;
 use numclip::signature::{SecretKey, Signature, sign_package};
+use numclip::verify::replay;
 use tempfile::TempDir;
 
-use crate::common::{contents, write_version};
+use crate::common::{Weights, contents, golden_case, picture, write_version};
 
 /// A signer, and a device that trusts it.
 pub struct Workshop {
@@ -62,6 +66,22 @@ impl Workshop {
         let beside = self.at(&format!("tiny-{version}.minisig"));
         fs::write(beside, signature.to_string()).unwrap();
         (package, signature)
+    }
+
+    pub fn sign(&self, package: &Package) -> Signature {
+        sign_package(package, &self.key).unwrap()
+    }
+
+    /// The signed package of a model that ships; its path.
+    pub fn shipped(&self, name: &str) -> PathBuf {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("models")
+            .join(name);
+        let path = self.at(name);
+        let package = write(&path, &pack(&model).unwrap()).unwrap();
+        let signature = sign_package(&package, &self.key).unwrap();
+        fs::write(self.at(&format!("{name}.minisig")), signature.to_string()).unwrap();
+        path
     }
 
     fn place(&self, (package, signature): &(Package, Signature)) -> Result<Delivery, DeviceError> {
@@ -315,6 +335,156 @@ fn only_files_that_changed_are_sent() {
         .find(|file| file.name == "bundle.toml")
         .unwrap();
     assert_eq!(announced, manifest.packed_size);
+}
+
+#[test]
+fn a_cartridge_brings_a_task_to_the_encoder_that_is_there() {
+    let shop = Workshop::new();
+    shop.package("1.0.0");
+    let small = |version: &str| {
+        let model = shop.at(&format!("model-{version}"));
+        let bytes = cartridge(&model).unwrap().bytes;
+        let package = write(&shop.at("cartridge"), &bytes).unwrap();
+        let signature = sign_package(&package, &shop.key).unwrap();
+        (package, signature)
+    };
+    let first = small("1.0.0");
+    let error = shop.place(&first).unwrap_err().to_string();
+    assert!(error.contains("flash the whole package"), "{error}");
+    assert!(error.contains(&first.0.header().index().requires[0].sha256));
+    shop.place(&shop.package("1.0.0")).unwrap();
+    shop.package("1.1.0");
+    let second = small("1.1.0");
+    assert_eq!(shop.place(&second).unwrap(), Delivery::Installed);
+    assert_eq!(shop.place(&second).unwrap(), Delivery::AlreadyThere);
+    assert_eq!(shop.serving(), "1.1.0");
+    let bundle = Bundle::open(&shop.device()).unwrap();
+    assert_eq!(bundle.sha256(), second.0.header().index().bundle_sha256());
+    // Its one golden picture is enough to notice another task.
+    let pipeline = Pipeline::new(bundle, None).unwrap();
+    assert!(replay(&pipeline).unwrap().iter().all(|case| case.passed));
+    // Another encoder is there now: the first task no longer fits.
+    let mut other = contents();
+    other
+        .encoders
+        .insert("encoder.onnx".into(), Weights::other().onnx());
+    other.golden.cases = (0..2)
+        .map(|seed| golden_case(&Weights::other(), seed))
+        .collect();
+    shop.place(&shop.package_of("2.0.0", &other)).unwrap();
+    shop.place(&shop.package_of("2.1.0", &other)).unwrap();
+    shop.package("3.0.0");
+    let third = small("3.0.0");
+    assert!(matches!(
+        shop.place(&third),
+        Err(DeviceError::Store(StoreError::Missing { .. }))
+    ));
+    assert_eq!(shop.serving(), "2.1.0");
+}
+
+#[test]
+fn a_model_that_differs_too_much_on_the_devices_own_pictures_is_refused() {
+    let shop = Workshop::new();
+    let limited = |version: &str, contents: &Contents, difference: f32| {
+        shop.package_of(version, contents);
+        let bytes = pack(&shop.at(&format!("model-{version}"))).unwrap();
+        let budget = ShadowBudget {
+            difference,
+            frames: 3,
+        };
+        let package = write(&shop.at("limited"), &limit(&bytes, budget).unwrap()).unwrap();
+        let signature = sign_package(&package, &shop.key).unwrap();
+        (package, signature)
+    };
+    // Nothing serves: there is nothing to compare with.
+    shop.place(&limited("1.0.0", &contents(), 0.0)).unwrap();
+    let kept = shop.at("kept");
+    let service = format!("pictures = {kept:?}\n");
+    fs::write(shop.device().join("device.toml"), service).unwrap();
+    let mut other = contents();
+    let weights = Weights::other();
+    other.encoders.insert("encoder.onnx".into(), weights.onnx());
+    other.golden.cases = (0..2).map(|seed| golden_case(&weights, seed)).collect();
+    let error = shop.place(&limited("1.1.0", &other, 9.0)).unwrap_err();
+    assert!(error.to_string().contains("0 pictures are kept"), "{error}");
+    fs::create_dir(&kept).unwrap();
+    let mut pictures = Vec::new();
+    for seed in 0..3 {
+        let picture = picture(20, 16, seed);
+        let path = kept.join(format!("picture-{seed}.png"));
+        picture.save(&path).unwrap();
+        pictures.push(decode::open(&path).unwrap());
+    }
+    fs::write(kept.join("picture-3.jpg"), "about to be replaced").unwrap();
+    // What the two models differ by, found another way.
+    let values = |version: &str| -> Vec<f32> {
+        let bundle = Bundle::open(&shop.at(&format!("model-{version}"))).unwrap();
+        let pipeline = Pipeline::new(bundle, None).unwrap();
+        let mut worker = pipeline.worker().unwrap();
+        let values = pictures
+            .iter()
+            .map(|picture| worker.estimate(picture).unwrap());
+        values.map(|timed| timed.estimate.value).collect()
+    };
+    let (old, new) = (values("1.0.0"), values("1.1.0"));
+    let apart = old
+        .iter()
+        .zip(&new)
+        .map(|(a, b)| (a - b).abs())
+        .sum::<f32>()
+        / 3.0;
+    assert!(apart > 1e-3, "{apart}");
+    let error = shop
+        .place(&limited("1.1.0", &other, apart * 0.99))
+        .unwrap_err();
+    assert!(error.to_string().contains("on average"), "{error}");
+    assert_eq!(shop.serving(), "1.0.0");
+    shop.place(&limited("1.1.0", &other, apart * 1.01)).unwrap();
+    assert_eq!(shop.serving(), "1.1.0");
+}
+
+#[cfg(feature = "live")]
+#[test]
+fn a_running_camera_keeps_its_latest_pictures_for_its_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    write_version(&at("model"), "1.0.0", &contents());
+    let settings = "model.path = \"model\"\nsource.address = \"synth:gauge?fps=50\"\noutput.stdout = \"json\"\n\n[keep]\nframes = 3\nevery = 0.1\nfolder = \"kept\"\n";
+    fs::write(at("numclip.toml"), settings).unwrap();
+    fs::create_dir(at("kept")).unwrap();
+    fs::write(at("kept/picture-0007.jpg"), "of an earlier run").unwrap();
+    let mut run = std::process::Command::new(assert_cmd::cargo::cargo_bin!("numclip"))
+        .args(["run", "--config"])
+        .arg(at("numclip.toml"))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let last = at("kept/picture-0002.jpg");
+    let written = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).ok();
+    let start = Instant::now();
+    let mut first = None;
+    // The ring has come round when a picture is replaced.
+    while first.is_none() || written(&last) == first {
+        assert!(start.elapsed() < Duration::from_secs(30), "no pictures");
+        first = first.or_else(|| written(&last));
+        thread::sleep(Duration::from_millis(20));
+    }
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let mut names: Vec<_> = fs::read_dir(at("kept"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".jpg"))
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["picture-0000.jpg", "picture-0001.jpg", "picture-0002.jpg"]
+    );
+    let mode = fs::metadata(&last).unwrap().permissions().mode();
+    assert_eq!(mode & 0o077, 0);
+    let picture = decode::open(&last).unwrap();
+    assert!(picture.width() > 100 && picture.height() > 100);
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod flash;
 mod fleet;
 #[cfg(feature = "live")]
 mod detect;
+mod engines;
 mod golden;
 #[cfg(feature = "int8")]
 mod import;
@@ -29,6 +30,10 @@ mod reload;
 mod rauc;
 #[cfg(feature = "fleet")]
 mod registry;
+#[cfg(feature = "flash")]
+mod medium;
+#[cfg(feature = "flash")]
+mod runtime;
 #[cfg(feature = "flash")]
 mod ssh;
 #[cfg(feature = "http")]

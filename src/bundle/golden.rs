@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use half::f16;
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors, serialize};
 
@@ -16,7 +17,8 @@ pub struct GoldenCase {
     pub height: u32,
     /// The picture: RGB, interleaved, `height * width * 3` bytes.
     pub pixels: Vec<u8>,
-    /// What preprocessing gives: planar `[3, size, size]`.
+    /// What preprocessing gives: planar `[3, side, side]`. Where `side` is less
+    /// than the encoder's input, these are means over equal blocks of it.
     pub tensor: Vec<f32>,
     /// What the bundle's first encoder gives: `[dim]`, not normalised.
     pub embedding: Vec<f32>,
@@ -48,7 +50,7 @@ pub struct Golden {
 
 impl Golden {
     /// The file's bytes: for case `i` tensors `i.image` (u8, `[h, w, 3]`),
-    /// `i.tensor` (f32, `[3, size, size]`), `i.embedding` (f32, `[dim]`) and
+    /// `i.tensor` (f32, `[3, side, side]`), `i.embedding` (f32, `[dim]`) and
     /// `i.value` (f32, `[1]`).
     ///
     /// # Errors
@@ -140,31 +142,60 @@ fn read_case(
         width: side(width)?,
         height: side(height)?,
         pixels: image.data().to_vec(),
-        tensor: floats(file, &format!("{index}.tensor"), &[3, size, size])?,
+        tensor: read_tensor(file, &format!("{index}.tensor"), size)?,
         embedding: floats(file, &format!("{index}.embedding"), &[dim])?,
         value: floats(file, &format!("{index}.value"), &[1])?[0],
     })
 }
 
-/// The f32 tensor `name`, which must have `shape` and finite values.
+/// The tensor `name`: `[3, size, size]`, or means over equal blocks of that.
+fn read_tensor(file: &SafeTensors<'_>, name: &str, size: usize) -> Result<Vec<f32>, String> {
+    let stated = file.tensor(name).map_err(|error| error.to_string())?;
+    let side = match *stated.shape() {
+        [_, side, _] if (1..size).contains(&side) && size.is_multiple_of(side) => side,
+        _ => size,
+    };
+    floats(file, name, &[3, side, side])
+}
+
+/// Means of `tensor`, planar `[3, size, size]`, over `side · side` equal blocks
+/// of each plane: planar `[3, side, side]`.
+pub(crate) fn pooled(tensor: &[f32], side: usize) -> Vec<f32> {
+    let size = (tensor.len() / 3).isqrt();
+    let block = (size / side.max(1)).max(1);
+    let mut means = vec![0.0; 3 * side * side];
+    for (index, value) in tensor.iter().enumerate() {
+        let (row, x) = (index / size, index % size);
+        let (plane, y) = (row / size, row % size);
+        means[(plane * side + y / block) * side + x / block] += value / (block * block) as f32;
+    }
+    means
+}
+
+/// The tensor `name`, f32 or f16, which must have `shape` and finite values.
 pub(super) fn floats(
     file: &SafeTensors<'_>,
     name: &str,
     shape: &[usize],
 ) -> Result<Vec<f32>, String> {
     let tensor = file.tensor(name).map_err(|error| error.to_string())?;
-    if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
-        return Err(format!(
-            "{name}: expected F32 {shape:?}, got {:?} {:?}",
-            tensor.dtype(),
-            tensor.shape()
-        ));
-    }
-    let values: Vec<f32> = tensor
-        .data()
-        .chunks_exact(4)
-        .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-        .collect();
+    let data = tensor.data();
+    let values: Vec<f32> = match (tensor.dtype(), tensor.shape() == shape) {
+        (Dtype::F32, true) => data
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+            .collect(),
+        (Dtype::F16, true) => data
+            .chunks_exact(2)
+            .map(|bytes| f16::from_le_bytes([bytes[0], bytes[1]]).to_f32())
+            .collect(),
+        (dtype, _) => {
+            return Err(format!(
+                "{name}: expected F32 {shape:?} (or F16), got {dtype:?} {:?}",
+                tensor.shape()
+            ));
+        }
+    };
     match values.iter().position(|value| !value.is_finite()) {
         Some(at) => Err(format!(
             "{name}[{at}]: expected a finite number, got {}",

@@ -138,6 +138,9 @@ pub struct Provenance {
     pub teacher: String,
     /// Architecture of the encoder.
     pub architecture: String,
+    /// How the encoder became integers, if it did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub quantization: String,
     /// Seed of the run.
     pub seed: u64,
     /// Revision of the source that trained it, where known.

@@ -94,9 +94,25 @@ pub(crate) fn stage(directory: &Path) -> io::Result<tempfile::TempDir> {
 }
 
 fn bins_file(manifest: &Manifest, embeddings: &[f32]) -> Result<Vec<u8>, BundleError> {
+    bins_file_of(manifest, Dtype::F32, &bytes_of(embeddings))
+}
+
+/// The file of bin embeddings in half precision.
+#[cfg(feature = "flash")]
+pub(crate) fn half_bins_file(
+    manifest: &Manifest,
+    embeddings: &[half::f16],
+) -> Result<Vec<u8>, BundleError> {
+    let bytes: Vec<u8> = embeddings
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    bins_file_of(manifest, Dtype::F16, &bytes)
+}
+
+fn bins_file_of(manifest: &Manifest, dtype: Dtype, bytes: &[u8]) -> Result<Vec<u8>, BundleError> {
     let shape = vec![manifest.bins.bin.len(), manifest.bins.dim];
-    let bytes = bytes_of(embeddings);
-    TensorView::new(Dtype::F32, shape, &bytes)
+    TensorView::new(dtype, shape, bytes)
         .and_then(|view| serialize([("embeddings", view)], None::<HashMap<String, String>>))
         .map_err(|error| BundleError::file(BINS, error.to_string()))
 }

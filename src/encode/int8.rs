@@ -1,4 +1,5 @@
-//! The fast engine: int8 convolution networks, each layer in one pass.
+//! The fast engine: int8 convolution networks, each layer in one pass, and
+//! transformers whose linear layers are int8.
 //!
 //! ```text
 //! ONNX bytes → Graph → Plan → Program → Runner
@@ -9,10 +10,12 @@
 //!
 //! Activations are unsigned bytes, `[height, width, channels]`; weights are
 //! signed bytes. A layer multiplies, adds the bias, applies the activation and
-//! rounds back to bytes without leaving the registers. The instruction set is
-//! chosen when the model is loaded; `NUMCLIP_ISA` names another one.
+//! rounds back to bytes without leaving the registers. What a transformer does
+//! between its linear layers (normalisation, attention, GELU) is done in floats.
+//! The instruction set is chosen when the model is loaded; `NUMCLIP_ISA` names another one.
 
 mod arena;
+mod fuse;
 mod graph;
 mod kernels;
 mod lower;
@@ -23,6 +26,7 @@ mod program;
 mod proto;
 mod run;
 mod shares;
+mod view;
 #[cfg(test)]
 mod tests;
 
@@ -104,7 +108,9 @@ fn program(
     size: usize,
     kernels: &'static dyn Kernels,
 ) -> Result<Program, GraphError> {
-    Program::new(lower::lower(&Graph::read(bytes)?, size)?, kernels)
+    let mut graph = Graph::read(bytes)?;
+    fuse::fuse(&mut graph);
+    Program::new(lower::lower(&graph, size)?, kernels)
 }
 
 fn chosen() -> Result<&'static dyn Kernels, String> {

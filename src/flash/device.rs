@@ -12,6 +12,7 @@ use thiserror::Error;
 use super::disk::Folder;
 use super::install::{self, Outcome, Source};
 use super::service::{Health, Service};
+use super::shadow::{Comparison, compare};
 use super::store::{StoreError, intact, listing, state};
 use crate::bundle::{Bundle, STATE, State, slot};
 use crate::package::Header;
@@ -73,13 +74,26 @@ pub enum DeviceError {
 }
 
 /// A step of an update that is worth telling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
     /// Golden vectors are replayed on the device's own engine.
     Proving,
+    /// The new model runs beside the one that serves, on kept pictures.
+    Comparing,
+    /// They agree well enough.
+    Compared(Comparison),
     /// The new model serves.
     Switched,
+}
+
+/// Whose a store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// This machine's: its service is told and watched.
+    Here,
+    /// That of a system which is mounted: its service does not run here.
+    Mounted,
 }
 
 /// What a store holds and how the device is.
@@ -112,12 +126,39 @@ pub struct Model {
     pub fault: Option<String>,
 }
 
+impl Site {
+    /// A store in the place that it has in a system is that system's; one that
+    /// lies elsewhere is this machine's.
+    pub fn of(store: &Path) -> Self {
+        match root_around(store) {
+            Some(root) if root != Path::new("/") => Self::Mounted,
+            _ => Self::Here,
+        }
+    }
+}
+
+/// The root of the system in which `store` has the place of [`STORE`].
+pub(super) fn root_around(store: &Path) -> Option<PathBuf> {
+    let below = STORE.trim_start_matches('/');
+    let root = store.to_str()?.trim_end_matches('/').strip_suffix(below)?;
+    root.ends_with('/').then(|| root.into())
+}
+
 impl Device {
-    /// Takes hold of the store at `root`, which is made if it does not exist.
+    /// Takes hold of this machine's store at `root`, which is made if it does
+    /// not exist.
     ///
     /// # Errors
     /// [`DeviceError`] when it cannot be made, is in use or ill configured.
     pub fn open(root: &Path) -> Result<Self, DeviceError> {
+        Self::open_on(root, Site::Here)
+    }
+
+    /// The same for a store that may be another system's.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn open_on(root: &Path, site: Site) -> Result<Self, DeviceError> {
         fs::create_dir_all(root).map_err(file(root))?;
         let path = root.join(LOCK);
         let lock = File::options().create(true).append(true).open(&path);
@@ -133,9 +174,14 @@ impl Device {
         Ok(Self {
             root: root.into(),
             folder: Folder::new(root),
-            service: service(root)?,
+            service: service(root, site)?,
             _lock: lock,
         })
+    }
+
+    /// How its service is told and watched.
+    pub(super) fn service(&self) -> &Service {
+        &self.service
     }
 
     /// The keys that this device trusts.
@@ -147,7 +193,7 @@ impl Device {
     }
 
     /// Installs a package: signature against `trust`, files from `source`,
-    /// golden vectors, switch, then the service is told and watched. If it is
+    /// golden vectors, the comparison that the package asks for, switch, then the service is told and watched. If it is
     /// not well with the new model, the one before serves again.
     ///
     /// # Errors
@@ -162,10 +208,23 @@ impl Device {
         tell: &mut dyn FnMut(Stage),
     ) -> Result<Outcome, DeviceError> {
         check_header(header, signature, trust)?;
-        let root = &self.root;
+        let (root, pictures) = (&self.root, &self.service.pictures);
+        let shadow = header.index().shadow.zip(state(&self.folder)?.serving);
         let mut check = |digest: &str| {
             tell(Stage::Proving);
-            prove(root, digest)
+            let candidate = proved(root, digest)?;
+            let Some((budget, serving)) = &shadow else {
+                return Ok(());
+            };
+            // A model that can no longer be used is no measure for another.
+            let Ok(serves) = loaded(root, serving) else {
+                return Ok(());
+            };
+            tell(Stage::Comparing);
+            if let Some(comparison) = compare(&serves, &candidate, pictures, *budget)? {
+                tell(Stage::Compared(comparison));
+            }
+            Ok(())
         };
         let folder = &mut self.folder;
         let outcome = install::install(folder, header, source, allow_downgrade, &mut check)?;
@@ -185,7 +244,9 @@ impl Device {
     pub fn rollback(&mut self) -> Result<(), DeviceError> {
         let before = state(&self.folder)?;
         let root = &self.root;
-        install::rollback(&mut self.folder, &mut |digest| prove(root, digest))?;
+        install::rollback(&mut self.folder, &mut |digest| {
+            proved(root, digest).map(drop)
+        })?;
         self.hand_over(&before)
     }
 
@@ -216,11 +277,19 @@ impl Device {
     }
 }
 
-/// What the store at `root` holds, read without holding it.
+/// What this machine's store at `root` holds, read without holding it.
 ///
 /// # Errors
 /// [`DeviceError`] when there is no store, or its state cannot be read.
 pub fn status(root: &Path) -> Result<Status, DeviceError> {
+    status_on(root, Site::Here)
+}
+
+/// The same for a store that may be another system's.
+///
+/// # Errors
+/// As [`status`].
+pub fn status_on(root: &Path, site: Site) -> Result<Status, DeviceError> {
     if !root.join(STATE).exists() {
         let message = "no store; flash a package to make one".into();
         let path = root.display().to_string();
@@ -232,7 +301,7 @@ pub fn status(root: &Path) -> Result<Status, DeviceError> {
     Ok(Status {
         serving: model(state.serving),
         previous: model(state.previous),
-        health: service(root)?.health(),
+        health: service(root, site)?.health(),
         uptime_s: uptime(),
         temperature_c: temperature(),
         numclip: env!("CARGO_PKG_VERSION").into(),
@@ -254,13 +323,18 @@ fn model(folder: &Folder, sha256: String) -> Model {
     }
 }
 
-/// Replays the golden vectors of a bundle of the store on this machine.
-fn prove(root: &Path, digest: &str) -> Result<(), StoreError> {
+/// A bundle of the store that gives its golden vectors on this machine.
+fn proved(root: &Path, digest: &str) -> Result<Pipeline, StoreError> {
+    let pipeline = loaded(root, digest)?;
+    verify::prove(&pipeline).map_err(|error| StoreError::Check(error.to_string()))?;
+    Ok(pipeline)
+}
+
+fn loaded(root: &Path, digest: &str) -> Result<Pipeline, StoreError> {
     let refused = |message: String| StoreError::Check(message);
     let bundle =
         Bundle::open(&root.join(slot(digest))).map_err(|error| refused(error.to_string()))?;
-    let pipeline = Pipeline::new(bundle, None).map_err(|error| refused(error.to_string()))?;
-    verify::prove(&pipeline).map_err(|error| refused(error.to_string()))
+    Pipeline::new(bundle, None).map_err(|error| refused(error.to_string()))
 }
 
 /// Whether the lock could be had in time.
@@ -276,13 +350,18 @@ fn held(lock: &File) -> io::Result<bool> {
     }
 }
 
-fn service(root: &Path) -> Result<Service, DeviceError> {
+fn service(root: &Path, site: Site) -> Result<Service, DeviceError> {
     let path = root.join(SERVICE);
     match fs::read_to_string(&path) {
-        Ok(text) => toml::from_str(&text).map_err(|error| DeviceError::File {
-            path: path.display().to_string(),
-            message: error.to_string(),
-        }),
+        Ok(text) => match toml::from_str(&text) {
+            Ok(service) if site == Site::Here => Ok(service),
+            // Commands of a mounted system are none of this machine's.
+            Ok(_) => Ok(Service::default()),
+            Err(error) => Err(DeviceError::File {
+                path: path.display().to_string(),
+                message: error.to_string(),
+            }),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Service::default()),
         Err(error) => Err(file(&path)(error)),
     }

@@ -1,7 +1,8 @@
 //! Everything a store does to its medium, one call a step.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 /// A folder on a medium. Paths are relative to it, with `/`, and "" is the
@@ -51,6 +52,12 @@ pub trait Disk {
     /// # Errors
     /// As reported.
     fn append(&mut self, path: &str, bytes: &[u8]) -> io::Result<()>;
+
+    /// Lets a file be run as a program.
+    ///
+    /// # Errors
+    /// As reported.
+    fn allow_execution(&mut self, path: &str) -> io::Result<()>;
 
     /// Waits until the medium has the contents of a file.
     ///
@@ -181,6 +188,11 @@ impl Disk for Folder {
         self.step();
         let mut options = OpenOptions::new();
         options.append(true).open(self.at(path))?.write_all(bytes)
+    }
+
+    fn allow_execution(&mut self, path: &str) -> io::Result<()> {
+        self.step();
+        fs::set_permissions(self.at(path), Permissions::from_mode(0o755))
     }
 
     fn sync(&mut self, path: &str) -> io::Result<()> {

@@ -10,7 +10,7 @@ use super::store::{
     NEXT, SLOTS, STAGING, StoreError, at, intact, listing, remove, state, switch, write_file,
 };
 use crate::bundle::{State, sha256, slot};
-use crate::package::{Entry, Header};
+use crate::package::{Entry, Header, Index, Required};
 
 /// Room that is left on the medium, in bytes: names and folders take some.
 const MARGIN: u64 = 64 << 10;
@@ -245,16 +245,33 @@ fn make_folders(disk: &mut dyn Disk, digest: &str) -> Result<(), StoreError> {
 /// Fills the slot with all that the store has; what it has not is returned.
 fn gather(disk: &mut dyn Disk, header: &Header, before: &State) -> Result<Vec<Need>, StoreError> {
     let slot = slot(header.index().bundle_sha256());
-    let files = &header.index().files;
+    let Index {
+        files, requires, ..
+    } = header.index();
+    let required: Vec<File> = requires.iter().map(File::from).collect();
+    let carried: Vec<File> = files.iter().map(File::from).collect();
     for name in disk.list(&slot).map_err(at(&slot))? {
-        if !files.iter().any(|entry| entry.name == name) {
+        if !required
+            .iter()
+            .chain(&carried)
+            .any(|file| file.name == name)
+        {
             remove(disk, &format!("{slot}/{name}"))?;
         }
     }
+    for file in required {
+        let path = format!("{slot}/{}", file.name);
+        if !holds(disk, &path, file) && !adopt(disk, &path, file, before)? {
+            return Err(StoreError::Missing {
+                name: file.name.into(),
+                sha256: file.sha256.into(),
+            });
+        }
+    }
     let mut needs = Vec::new();
-    for (position, entry) in files.iter().enumerate() {
-        let path = format!("{slot}/{}", entry.name);
-        if !holds(disk, &path, entry) && !adopt(disk, &path, entry, before)? {
+    for (position, (entry, file)) in files.iter().zip(carried).enumerate() {
+        let path = format!("{slot}/{}", file.name);
+        if !holds(disk, &path, file) && !adopt(disk, &path, file, before)? {
             remove(disk, &path)?;
             let offset = staged(disk, entry)?;
             needs.push(Need { position, offset });
@@ -263,24 +280,52 @@ fn gather(disk: &mut dyn Disk, header: &Header, before: &State) -> Result<Vec<Ne
     Ok(needs)
 }
 
-/// Whether the file at `path` is the entry's, byte for byte.
-fn holds(disk: &dyn Disk, path: &str, entry: &Entry) -> bool {
-    disk.len(path).ok().flatten() == Some(entry.size)
+/// A file as it is to lie in a slot.
+#[derive(Clone, Copy)]
+struct File<'a> {
+    name: &'a str,
+    size: u64,
+    sha256: &'a str,
+}
+
+impl<'a> From<&'a Entry> for File<'a> {
+    fn from(entry: &'a Entry) -> Self {
+        Self {
+            name: &entry.name,
+            size: entry.size,
+            sha256: &entry.sha256,
+        }
+    }
+}
+
+impl<'a> From<&'a Required> for File<'a> {
+    fn from(required: &'a Required) -> Self {
+        Self {
+            name: &required.name,
+            size: required.size,
+            sha256: &required.sha256,
+        }
+    }
+}
+
+/// Whether what lies at `path` is the file, byte for byte.
+fn holds(disk: &dyn Disk, path: &str, file: File<'_>) -> bool {
+    disk.len(path).ok().flatten() == Some(file.size)
         && disk
             .read(path)
-            .is_ok_and(|bytes| sha256(&bytes) == entry.sha256)
+            .is_ok_and(|bytes| sha256(&bytes) == file.sha256)
 }
 
 /// Takes the file from another slot, where there is one that has it.
 fn adopt(
     disk: &mut dyn Disk,
     path: &str,
-    entry: &Entry,
+    file: File<'_>,
     before: &State,
 ) -> Result<bool, StoreError> {
     for digest in [&before.serving, &before.previous].into_iter().flatten() {
-        let donor = format!("{}/{}", slot(digest), entry.name);
-        if donor == path || !holds(disk, &donor, entry) {
+        let donor = format!("{}/{}", slot(digest), file.name);
+        if donor == path || !holds(disk, &donor, file) {
             continue;
         }
         remove(disk, path)?;

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::device::{Device, DeviceError, Stage};
+use super::device::{Device, DeviceError, Site, Stage};
 use super::install::{Need, Source};
 use super::wire::{Delivery, Progress};
 use crate::package::{Entry, Package};
@@ -23,7 +23,7 @@ pub fn place(
     allow_downgrade: bool,
     show: &mut dyn FnMut(Progress),
 ) -> Result<Delivery, DeviceError> {
-    let mut device = Device::open(root)?;
+    let mut device = Device::open_on(root, Site::of(root))?;
     let trust = match trust {
         Some(trust) => trust.clone(),
         None => device.trust()?,

@@ -1,6 +1,7 @@
 //! The service on a device: told of a new model, then watched.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,16 +15,24 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Looks in a row that may fail while it loads the model.
 const PATIENCE: usize = 6;
 
+/// Where a running camera keeps pictures unless told otherwise.
+pub const PICTURES: &str = "/run/numclip/pictures";
+
 /// `device.toml`: how the service is told and watched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Service {
     /// Shell command that makes the service load the model that serves now.
     pub reload: Option<String>,
+    /// Shell command that starts the service again with a new program.
+    pub restart: Option<String>,
     /// Shell command that succeeds while the service is well.
     pub health: Option<String>,
     /// How long the service is watched after a switch, in seconds.
     pub watch_seconds: f32,
+    /// Folder of pictures on which a new model is compared with the one that
+    /// serves, where a package asks for it.
+    pub pictures: PathBuf,
 }
 
 /// How the service is.
@@ -42,8 +51,10 @@ impl Default for Service {
     fn default() -> Self {
         Self {
             reload: None,
+            restart: None,
             health: None,
             watch_seconds: 10.0,
+            pictures: PICTURES.into(),
         }
     }
 }
@@ -54,8 +65,21 @@ impl Service {
     /// # Errors
     /// Says what failed, with the command.
     pub(super) fn take_over(&self) -> Result<(), String> {
-        if let Some(reload) = &self.reload {
-            run(reload)?;
+        self.after(self.reload.as_deref())
+    }
+
+    /// Starts the service again, with a new program, and watches it for a
+    /// while.
+    ///
+    /// # Errors
+    /// Says what failed, with the command.
+    pub(super) fn start_again(&self) -> Result<(), String> {
+        self.after(self.restart.as_deref())
+    }
+
+    fn after(&self, command: Option<&str>) -> Result<(), String> {
+        if let Some(command) = command {
+            run(command)?;
         }
         let Some(health) = &self.health else {
             return Ok(());

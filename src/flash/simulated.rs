@@ -260,6 +260,11 @@ impl Disk for SimulatedDisk {
         power.held()
     }
 
+    fn allow_execution(&mut self, path: &str) -> io::Result<()> {
+        self.find(path)?;
+        self.step()?.held()
+    }
+
     fn sync(&mut self, path: &str) -> io::Result<()> {
         self.settle(path, Lie::Files)
     }

@@ -64,6 +64,16 @@ pub enum StoreError {
         /// Bytes free.
         free: u64,
     },
+    /// A cartridge came without the model whose encoder it needs.
+    #[error(
+        "this package is a cartridge and needs {name} (sha256 {sha256}), which is not on this device; flash the whole package"
+    )]
+    Missing {
+        /// The file.
+        name: String,
+        /// Its SHA-256.
+        sha256: String,
+    },
     /// The package stopped coming.
     #[error("the connection ended within {name}; run the command again, it goes on from there")]
     Cut {
@@ -73,6 +83,9 @@ pub enum StoreError {
     /// This machine does not compute what the trainer did.
     #[error("the new model is not right on this device: {0}")]
     Check(String),
+    /// It differs from the model that serves, or nobody can tell.
+    #[error("the new model was not accepted beside the one that serves: {0}")]
+    Shadow(String),
     /// There is no bundle to go back to.
     #[error("nothing to go back to: no bundle served before")]
     NoPrevious,

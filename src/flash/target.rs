@@ -35,6 +35,28 @@ impl Reach {
     /// piped. Names cannot become options: they are checked and stand behind
     /// `--`; ssh never asks for a password.
     pub fn command(&self, host: &str, port: Option<u16>, action: &str) -> Command {
+        let (numclip, store) = (&self.numclip, quoted(&self.store));
+        self.ssh(
+            host,
+            port,
+            format!("{numclip} store {action} --store {store}"),
+        )
+    }
+
+    /// The command that runs `script` by the device's shell, with the rights
+    /// that numclip is given there. In the script `$1` is the store.
+    pub fn shell(&self, host: &str, port: Option<u16>, script: &str) -> Command {
+        let words: Vec<&str> = self.numclip.split_whitespace().collect();
+        let rights = words[..words.len().saturating_sub(1)].join(" ");
+        let (script, store) = (quoted(script), quoted(&self.store));
+        self.ssh(
+            host,
+            port,
+            format!("{rights} sh -c {script} numclip {store}"),
+        )
+    }
+
+    fn ssh(&self, host: &str, port: Option<u16>, words: String) -> Command {
         let (program, options) = match self.ssh.split_first() {
             Some((program, options)) => (program.as_str(), options),
             None => ("ssh", &[][..]),
@@ -51,12 +73,11 @@ impl Reach {
         if let Some(port) = port {
             command.args(["-p", &port.to_string()]);
         }
-        let (numclip, store) = (&self.numclip, quoted(&self.store));
         command
             .arg("-T")
             .arg("--")
             .arg(host)
-            .arg(format!("{numclip} store {action} --store {store}"))
+            .arg(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

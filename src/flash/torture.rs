@@ -1,6 +1,7 @@
 //! The power cut at every step of an update, and the device looked at.
 //!
-//! Each step of an update, a first installation and a rollback is cut on a
+//! Each step of an update (by a whole package, by a cartridge), a first
+//! installation and a rollback is cut on a
 //! [`SimulatedDisk`]; of the changes that were not certain then, every subset
 //! survives if there are few, else all, none, all but one, only one, and a
 //! draw of subsets with torn writes. Every time the store must serve a whole
@@ -12,13 +13,15 @@ use super::disk::Disk;
 use super::install::{Need, Source, install, rollback};
 use super::simulated::{Fate, Lie, SimulatedDisk};
 use super::store::{StoreError, intact, state};
-use crate::bundle::{MANIFEST, sha256};
-use crate::package::{Entry, Header, Index, packed};
+use crate::bundle::{BINS, GOLDEN, MANIFEST, sha256};
+use crate::package::{Entry, Header, Index, Required, packed};
 
 /// Fewest changes for which subsets are drawn rather than all tried.
 const MANY: usize = 6;
 /// Subsets drawn for a cut, with torn writes.
 const DRAWN: usize = 12;
+/// Name of a sample's encoder.
+const ENCODER: &str = "encoder.onnx";
 /// Sequences of three cuts that begin at each step.
 const TRIPLES: usize = 4;
 
@@ -45,7 +48,12 @@ pub struct Report {
 enum Action {
     First,
     Update,
+    Cartridge,
     Rollback,
+}
+
+impl Action {
+    const ALL: [Self; 4] = [Self::First, Self::Update, Self::Cartridge, Self::Rollback];
 }
 
 /// An action, and the medium on which it can begin.
@@ -63,7 +71,7 @@ struct Scenario {
 pub fn torture(seed: u64, lie: Option<Lie>) -> Report {
     let mut report = Report::default();
     let mut draw = Draw(seed);
-    for action in [Action::First, Action::Update, Action::Rollback] {
+    for action in Action::ALL {
         let scenario = Scenario::new(action, lie);
         for step in 0..scenario.steps {
             report.cut_once(&scenario, step, &mut draw);
@@ -147,11 +155,14 @@ impl Report {
 
 impl Scenario {
     fn new(action: Action, lie: Option<Lie>) -> Self {
-        let samples = samples();
+        let mut samples = samples();
+        if action == Action::Cartridge {
+            samples[1] = Sample::cartridge();
+        }
         let [old, new] = samples.clone().map(|sample| Some(sample.digest()));
         let ends = match action {
             Action::First => [None, old],
-            Action::Update => [old, new],
+            Action::Update | Action::Cartridge => [old, new],
             Action::Rollback => [new, old],
         };
         let mut scenario = Self {
@@ -177,6 +188,7 @@ impl Scenario {
         let installed = match self.action {
             Action::First => vec![],
             // The update is to remove what served long ago.
+            Action::Cartridge => vec![old],
             Action::Update => vec![Sample::new("0.8.0", 8), Sample::new("0.9.0", 9), old],
             Action::Rollback => vec![old, new],
         };
@@ -192,7 +204,7 @@ impl Scenario {
         let [old, new] = &self.samples;
         match self.action {
             Action::First => old.install(disk),
-            Action::Update => new.install(disk),
+            Action::Update | Action::Cartridge => new.install(disk),
             Action::Rollback => rollback(disk, &mut |_| Ok(())).map(drop),
         }
     }
@@ -225,15 +237,20 @@ impl Scenario {
 
 impl Sample {
     fn new(version: &str, seed: u64) -> Self {
-        let noise = |seed: u64, length: usize| -> Vec<u8> {
-            let mut draw = Draw(seed);
-            (0..length).map(|_| draw.next() as u8).collect()
-        };
+        // The bins are the same in every version.
+        Self::made(version, 1, seed, false)
+    }
+
+    /// A task for the encoder of the older sample, without it.
+    fn cartridge() -> Self {
+        Self::made("1.2.0", 4, 2, true)
+    }
+
+    fn made(version: &str, bins: u64, encoder: u64, is_cartridge: bool) -> Self {
         let mut contents = vec![
-            // The same in every version.
-            ("bins.safetensors", noise(1, 60)),
-            ("encoder.onnx", noise(seed, 130)),
-            ("golden.safetensors", noise(seed + 100, 40)),
+            (BINS, noise(bins, 60)),
+            (ENCODER, noise(encoder, 130)),
+            (GOLDEN, noise(encoder + bins + 100, 40)),
         ];
         let mut manifest =
             format!("[model]\nname = \"sample\"\nversion = \"{version}\"\n\n[files]\n");
@@ -241,6 +258,13 @@ impl Sample {
             manifest += &format!("\"{name}\" = \"{}\"\n", sha256(bytes));
         }
         contents.insert(1, (MANIFEST, manifest.into_bytes()));
+        let left_out = contents.extract_if(.., |(name, _)| is_cartridge && *name == ENCODER);
+        let requires = left_out.map(|(name, bytes)| Required {
+            name: name.into(),
+            size: bytes.len() as u64,
+            sha256: sha256(&bytes),
+        });
+        let requires = requires.collect();
         let parts = contents.iter().map(|(name, bytes)| packed(name, bytes));
         let (files, blobs) = parts.unzip();
         let (name, version) = ("sample".into(), version.into());
@@ -248,6 +272,8 @@ impl Sample {
             name,
             version,
             files,
+            requires,
+            shadow: None,
         });
         Self {
             header: header.expect("the sample keeps the rules"),
@@ -268,6 +294,11 @@ impl Sample {
         let mut blobs = Blobs(&self.blobs);
         install(disk, &self.header, &mut blobs, true, &mut |_| Ok(())).map(drop)
     }
+}
+
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut draw = Draw(seed);
+    (0..length).map(|_| draw.next() as u8).collect()
 }
 
 struct Blobs<'a>(&'a [Vec<u8>]);

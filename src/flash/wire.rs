@@ -56,7 +56,7 @@ pub enum Delivery {
 }
 
 /// What a sender can show.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Progress {
     /// Bytes that will be sent.
     Total(u64),

@@ -20,7 +20,7 @@ const FORMAT: u8 = 1;
 const PREAMBLE: usize = 12;
 
 /// What a package holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Index {
     /// Name of the model.
@@ -29,6 +29,36 @@ pub struct Index {
     pub version: String,
     /// Its files in ascending order of names.
     pub files: Vec<Entry>,
+    /// Files of the bundle that do not travel: the device must have them, in
+    /// ascending order of names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requires: Vec<Required>,
+    /// How near the model must come to the one that serves, on the device's
+    /// own pictures; anything goes without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowBudget>,
+}
+
+/// A file that a device must have already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Required {
+    /// Plain name, as that of an [`Entry`].
+    pub name: String,
+    /// Length in bytes.
+    pub size: u64,
+    /// SHA-256, lower-case hexadecimal.
+    pub sha256: String,
+}
+
+/// What the comparison with the serving model may show at most.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShadowBudget {
+    /// Mean absolute difference of the two models' values, in the task's unit.
+    pub difference: f32,
+    /// Pictures that must be compared at least.
+    pub frames: usize,
 }
 
 /// One file of a package.
@@ -48,7 +78,7 @@ pub struct Entry {
 }
 
 /// An index that keeps every rule, with its bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Header {
     index: Index,
     bytes: Vec<u8>,
@@ -189,36 +219,64 @@ fn check(index: &Index) -> Result<(), PackageError> {
             "version: {version:?} is not a semantic version: {error}"
         ));
     }
-    if index.files.len() > MAX_FILES {
-        let count = index.files.len();
+    let count = index.files.len() + index.requires.len();
+    if count > MAX_FILES {
         return invalid(format!("{count} files, accepted are {MAX_FILES}"));
     }
     if index.bundle_sha256().is_empty() {
         return invalid(format!("no {MANIFEST} among the files"));
     }
-    index.files.iter().try_for_each(check_entry)?;
-    for pair in index.files.windows(2) {
-        // Cards ignore case, so names that differ in nothing else collide.
-        if pair[0].name.to_ascii_lowercase() >= pair[1].name.to_ascii_lowercase() {
-            let [first, second] = [&pair[0].name, &pair[1].name];
-            return invalid(format!("{second:?} after {first:?}: twice or out of order"));
-        }
+    for entry in &index.files {
+        let size = entry.size.max(entry.packed_size);
+        check_file(&entry.name, size, &[&entry.sha256, &entry.packed_sha256])?;
     }
-    Ok(())
+    for file in &index.requires {
+        check_file(&file.name, file.size, &[&file.sha256])?;
+    }
+    let carried: Vec<&str> = index.files.iter().map(|file| &*file.name).collect();
+    let required: Vec<&str> = index.requires.iter().map(|file| &*file.name).collect();
+    check_order(&carried)?;
+    check_order(&required)?;
+    if let Some(name) = required.iter().find(|name| collides(name, &carried)) {
+        return invalid(format!("{name:?} is both carried and required"));
+    }
+    match index.shadow {
+        Some(ShadowBudget { difference, frames })
+            if !difference.is_finite() || difference < 0.0 || frames == 0 =>
+        {
+            invalid("shadow: expected a finite difference and at least one picture".into())
+        }
+        _ => Ok(()),
+    }
 }
 
-fn check_entry(entry: &Entry) -> Result<(), PackageError> {
-    let name = &entry.name;
+fn check_file(name: &str, size: u64, digests: &[&str]) -> Result<(), PackageError> {
     let message = if !is_plain(name) {
         "is not a plain file name".into()
-    } else if entry.size.max(entry.packed_size) > MAX_FILE {
+    } else if size > MAX_FILE {
         format!("is larger than {MAX_FILE} bytes")
-    } else if !is_digest(&entry.sha256) || !is_digest(&entry.packed_sha256) {
+    } else if !digests.iter().all(|digest| is_digest(digest)) {
         "has something else than a SHA-256 for a digest".into()
     } else {
         return Ok(());
     };
     Err(PackageError::Index(format!("{name:?} {message}")))
+}
+
+/// Cards ignore case, so names that differ in nothing else collide.
+fn check_order(names: &[&str]) -> Result<(), PackageError> {
+    for pair in names.windows(2) {
+        if pair[0].to_ascii_lowercase() >= pair[1].to_ascii_lowercase() {
+            let [first, second] = [pair[0], pair[1]];
+            let message = format!("{second:?} after {first:?}: twice or out of order");
+            return Err(PackageError::Index(message));
+        }
+    }
+    Ok(())
+}
+
+fn collides(name: &str, others: &[&str]) -> bool {
+    others.iter().any(|other| other.eq_ignore_ascii_case(name))
 }
 
 /// A name that is one file in one folder on every system, and no option.

@@ -99,6 +99,12 @@ impl Package {
 /// [`PackageError`] when the package or the bundle in it is at fault, the
 /// folder exists, or it cannot be written.
 pub fn unpack(package: &Package, directory: &Path) -> Result<Bundle, PackageError> {
+    if let Some(file) = package.header.index().requires.first() {
+        return Err(PackageError::Incomplete {
+            name: file.name.clone(),
+            sha256: file.sha256.clone(),
+        });
+    }
     let io = |error| PackageError::io(directory, error);
     let staged = bundle::stage(directory).map_err(io)?;
     for (entry, bytes) in package.files() {

@@ -1,5 +1,6 @@
 //! Making a package.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -7,9 +8,9 @@ use std::path::Path;
 use miniz_oxide::deflate::compress_to_vec;
 use tempfile::NamedTempFile;
 
-use super::index::{Entry, Header, Index};
+use super::index::{Entry, Header, Index, Required, ShadowBudget};
 use super::{Package, PackageError};
-use crate::bundle::{Bundle, MANIFEST, sha256};
+use crate::bundle::{Bundle, MANIFEST, ModelSection, sha256};
 
 /// DEFLATE level: weights hardly shrink, so more effort gains nothing.
 const LEVEL: u8 = 6;
@@ -21,24 +22,51 @@ const LEVEL: u8 = 6;
 /// [`PackageError`] when the bundle cannot be used or breaks a limit.
 pub fn pack(directory: &Path) -> Result<Vec<u8>, PackageError> {
     let bundle = Bundle::open(directory)?;
-    let manifest = bundle.manifest();
-    let mut names: Vec<&str> = manifest.files.keys().map(String::as_str).collect();
-    names.push(MANIFEST);
-    names.sort_by_key(|name| name.to_ascii_lowercase());
-    let (mut files, mut blobs) = (Vec::new(), Vec::new());
-    for name in names {
-        let path = bundle.directory().join(name);
-        let bytes = fs::read(&path).map_err(|error| PackageError::io(&path, error))?;
-        let (entry, packed) = packed(name, &bytes);
-        files.push(entry);
-        blobs.extend(packed);
+    let mut files = BTreeMap::new();
+    for name in bundle.manifest().files.keys().map(String::as_str) {
+        files.insert(name, read(&bundle, name)?);
     }
+    files.insert(MANIFEST, read(&bundle, MANIFEST)?);
+    assemble(&bundle.manifest().model, &files, Vec::new())
+}
+
+/// The same package, which devices take only if the model in it comes as near
+/// to the one that serves as `shadow` says.
+///
+/// # Errors
+/// [`PackageError`] when `package` is none, or the budget makes no sense.
+pub fn limit(package: &[u8], shadow: ShadowBudget) -> Result<Vec<u8>, PackageError> {
+    let mut blobs = package;
+    let mut index = Header::read(&mut blobs)?.index().clone();
+    index.shadow = Some(shadow);
+    Ok([Header::new(index)?.bytes(), blobs].concat())
+}
+
+/// A package of these files by name.
+pub(super) fn assemble(
+    model: &ModelSection,
+    files: &BTreeMap<&str, Vec<u8>>,
+    mut requires: Vec<Required>,
+) -> Result<Vec<u8>, PackageError> {
+    let parts = files.iter().map(|(name, bytes)| packed(name, bytes));
+    let mut parts: Vec<_> = parts.collect();
+    parts.sort_by_key(|(entry, _)| entry.name.to_ascii_lowercase());
+    requires.sort_by_key(|file| file.name.to_ascii_lowercase());
+    let (files, blobs): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     let header = Header::new(Index {
-        name: manifest.model.name.clone(),
-        version: manifest.model.version.clone(),
+        name: model.name.clone(),
+        version: model.version.clone(),
         files,
+        requires,
+        shadow: None,
     })?;
-    Ok([header.bytes(), &blobs].concat())
+    Ok([header.bytes(), &blobs.concat()].concat())
+}
+
+/// A file of the bundle as it lies there.
+pub(super) fn read(bundle: &Bundle, name: &str) -> Result<Vec<u8>, PackageError> {
+    let path = bundle.directory().join(name);
+    fs::read(&path).map_err(|error| PackageError::io(&path, error))
 }
 
 /// Writes the package `bytes` to `path`, whole or not at all, and opens it.

@@ -297,26 +297,29 @@ fn stretch_plain<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mut [u8
     }
 }
 
-/// `target` = the sum of the first lines of `lines`, each as long as `target`,
-/// times their weights. Lines with no weight need not be there.
+/// `target` = the sum of `lines`, one for each weight and as long as `target`,
+/// times their weights.
 fn sum_lines(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8]) {
+    assert!(
+        lines.len() >= weights.len() * target.len(),
+        "a line for each weight"
+    );
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
-        // SAFETY: AVX2 is there.
+        // SAFETY: AVX2 is there, and the lengths were checked above.
         return unsafe { x86::sum_lines(weights, precision, lines, target) };
     }
-    sum_lines_plain(weights, precision, lines, target);
+    sum_columns(weights, precision, lines, target, 0);
 }
 
-/// [`sum_lines`] in plain Rust, which compilers turn into vectors.
-#[inline(always)]
-fn sum_lines_plain(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8]) {
+/// [`sum_lines`] in plain Rust, for the columns of bytes from `first` on.
+fn sum_columns(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8], first: usize) {
     let line = target.len();
-    for (block, target) in target.chunks_mut(BLOCK).enumerate() {
+    for (block, target) in target[first..].chunks_mut(BLOCK).enumerate() {
         let mut sums = [half(precision); BLOCK];
         let sums = &mut sums[..target.len()];
         for (source, weight) in lines.chunks_exact(line).zip(weights) {
-            let source = &source[block * BLOCK..][..target.len()];
+            let source = &source[first + block * BLOCK..][..target.len()];
             for (sum, level) in sums.iter_mut().zip(source) {
                 *sum += i32::from(*level) * i32::from(*weight);
             }

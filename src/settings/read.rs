@@ -9,7 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
-use super::{FPS, LEVELS, MARGIN, PAUSE, SCORE, STALL, SUBJECTS, Settings};
+use super::{FPS, KEPT, LEVELS, MARGIN, PAUSE, SCORE, STALL, SUBJECTS, Settings};
 use crate::encode::Engine;
 
 /// How much a known key must resemble an unknown one to be offered, 0 to 1.
@@ -155,6 +155,10 @@ pub fn score<'de, D: Deserializer<'de>>(from: D) -> Result<f32, D::Error> {
 
 pub fn margin<'de, D: Deserializer<'de>>(from: D) -> Result<f32, D::Error> {
     number(from, MARGIN)
+}
+
+pub fn kept<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    number(from, KEPT)
 }
 
 pub fn subjects<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {

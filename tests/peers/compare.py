@@ -1,9 +1,11 @@
-"""Encodes one image with numclip's int8 engine and with ONNX Runtime, in
-turns, on one thread each, and prints times and ratios.
+"""Encodes one image with numclip's int8 engine, ONNX Runtime and TensorFlow
+Lite (LiteRT with XNNPACK), in turns, on one thread each, and prints times and
+ratios.
 
-    pip install numpy onnx onnxruntime
-    cargo build --release --example encoder
-    python tests/peers/compare.py                  # MobileOne-S0, S1, MobileNetV2, random weights
+    pip install numpy onnx onnxruntime ai-edge-litert
+    cargo build --release --example encoder && cargo build --release -p numclip-trainer
+    python tests/peers/compare.py                  # MobileOne-S0, S1, MobileNetV2, ViT-Tiny, random weights
+    python tests/peers/compare.py ViT-Tiny/16      # one of them
     python tests/peers/compare.py ENCODER.onnx SIZE DIM
 """
 
@@ -17,10 +19,15 @@ import time
 import numpy as np
 import onnx
 import onnxruntime as ort
+from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+
+import transformers
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENCODER = ROOT / "target/release/examples/encoder"
+TRAINER = ROOT / "target/release/trainer"
 ROUNDS, RUNS = 30, 10
 
 
@@ -109,41 +116,136 @@ def mobilenet_v2(size=224, dim=512):
     return net.finish(dim)
 
 
-def compare(name, path, size, dim, folder):
-    image = np.random.default_rng(1).normal(size=(1, 3, size, size)).astype("<f4")
-    image_file = folder / "image.f32"
-    image.tofile(image_file)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: image}
-    ours = subprocess.Popen([ENCODER, path, str(size), str(dim), image_file],
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    times = {"numclip": [], "onnxruntime": []}
-    for _ in range(ROUNDS):
-        ours.stdin.write(f"{RUNS}\n")
-        ours.stdin.flush()
-        times["numclip"] += map(float, ours.stdout.readline().split())
+class Images(CalibrationDataReader):
+    def __init__(self, images):
+        self.left = iter(images)
+
+    def get_next(self):
+        image = next(self.left, None)
+        return None if image is None else {"image": image}
+
+
+def vit_tiny(folder, size, dim):
+    """The trainer's int8 form, and those that ONNX Runtime makes of the floats itself."""
+    model = transformers.Transformer(size, patch=16, width=192, heads=3, mlp=768, layers=12, dim=dim).model
+    images = [np.random.default_rng(seed).normal(size=(1, 3, size, size)).astype(np.float32) for seed in range(2)]
+    source = folder / "float.onnx"
+    onnx.save(model, source)
+    onnx.save(transformers.int8(model, images), folder / "encoder.onnx")
+    quantize_dynamic(source, folder / "dynamic.onnx", weight_type=QuantType.QInt8)
+    quantize_dynamic(source, folder / "products.onnx", weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
+    quantize_static(source, folder / "static.onnx", Images(images), op_types_to_quantize=["Conv", "MatMul"],
+                    per_channel=True, weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8)
+    return [folder / f"{form}.onnx" for form in ("dynamic", "products", "static")]
+
+
+class Numclip:
+    """The int8 engine, in a process of its own."""
+
+    def __init__(self, path, image, dim, folder):
+        image.tofile(folder / "image.f32")
+        self.process = subprocess.Popen(
+            [ENCODER, path, str(image.shape[-1]), str(dim), folder / "image.f32"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def times(self):
+        self.process.stdin.write(f"{RUNS}\n")
+        self.process.stdin.flush()
+        return [float(time) for time in self.process.stdout.readline().split()]
+
+    def embedding(self):
+        self.process.stdin.close()
+        return np.array(self.process.stdout.readline().split(), np.float32)
+
+
+class Peer:
+    """An engine with a Python interface."""
+
+    def times(self):
+        times = []
         for _ in range(RUNS):
             start = time.perf_counter()
-            theirs = session.run(None, feed)[0]
-            times["onnxruntime"].append(1e3 * (time.perf_counter() - start))
-    ours.stdin.close()
-    mine = np.array(ours.stdout.readline().split(), np.float32)
-    theirs = theirs.ravel()
-    cosine = mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs)
-    equal = np.mean(np.abs(mine - theirs) < 1e-6)
-    summary = {key: (min(value), statistics.median(value)) for key, value in times.items()}
-    (a_min, a_median), (b_min, b_median) = summary.values()
-    print(f"{name}: numclip {a_min:.3f} / {a_median:.3f} ms, onnxruntime {b_min:.3f} / {b_median:.3f} ms "
-          f"(least / median), ratio {a_min / b_min:.2f} / {a_median / b_median:.2f}; "
-          f"cosine {cosine:.6f}, {100 * equal:.1f} % of values equal")
+            self.run()
+            times.append(1e3 * (time.perf_counter() - start))
+        return times
+
+    def embedding(self):
+        return self.run().ravel()
+
+
+class OnnxRuntime(Peer):
+    def __init__(self, path, image):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.feed = {self.session.get_inputs()[0].name: image}
+
+    def run(self):
+        return self.session.run(None, self.feed)[0]
+
+
+class TensorFlowLite(Peer):
+    """LiteRT, which gives the network to XNNPACK; the same encoder, converted."""
+
+    def __init__(self, path, image, folder):
+        converted = folder / "encoder.tflite"
+        subprocess.run([TRAINER, "tflite", path, "--out", converted], check=True, stdout=subprocess.DEVNULL)
+        self.interpreter = Interpreter(str(converted), num_threads=1)
+        self.interpreter.allocate_tensors()
+        self.input, self.output = (
+            details()[0]["index"]
+            for details in (self.interpreter.get_input_details, self.interpreter.get_output_details))
+        self.image = np.ascontiguousarray(image.transpose(0, 2, 3, 1))
+
+    def run(self):
+        self.interpreter.set_tensor(self.input, self.image)
+        self.interpreter.invoke()
+        return self.interpreter.get_tensor(self.output)
+
+
+def picture(size):
+    return np.random.default_rng(1).normal(size=(1, 3, size, size)).astype("<f4")
+
+
+def compare(name, path, size, dim, folder):
+    image = picture(size)
+    peers = {"onnxruntime": OnnxRuntime(path, image), "tflite": TensorFlowLite(path, image, folder)}
+    race(name, Numclip(path, image, dim, folder), peers)
+
+
+def compare_transformer(name, size, dim, folder):
+    """The trainer's form on numclip; on ONNX Runtime, whichever int8 form is fastest there."""
+    image = picture(size)
+    others = vit_tiny(folder, size, dim)
+    path = folder / "encoder.onnx"
+    peers = {form.stem: OnnxRuntime(form, image) for form in (path, *others)}
+    fastest = min(peers, key=lambda form: min(peers[form].times()))
+    race(name, Numclip(path, image, dim, folder), {f"onnxruntime ({fastest})": peers[fastest]})
+
+
+def race(name, numclip, peers):
+    engines = {"numclip": numclip, **peers}
+    times = {engine: [] for engine in engines}
+    for _ in range(ROUNDS):
+        for engine in engines:
+            times[engine] += engines[engine].times()
+    least = {engine: min(values) for engine, values in times.items()}
+    median = {engine: statistics.median(values) for engine, values in times.items()}
+    mine = engines.pop("numclip").embedding()
+    print(f"{name}: numclip {least['numclip']:.3f} / {median['numclip']:.3f} ms (least / median)")
+    for engine, peer in engines.items():
+        theirs = peer.embedding()
+        cosine = mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs)
+        equal = np.mean(np.abs(mine - theirs) < 1e-6)
+        print(f"  {engine} {least[engine]:.3f} / {median[engine]:.3f} ms, ratio "
+              f"{least['numclip'] / least[engine]:.2f} / {median['numclip'] / median[engine]:.2f}; "
+              f"cosine {cosine:.6f}, {100 * equal:.1f} % of values equal", flush=True)
 
 
 def main(arguments):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        if arguments:
+        if len(arguments) == 3:
             compare(arguments[0], arguments[0], int(arguments[1]), int(arguments[2]), folder)
             return
         networks = {
@@ -152,8 +254,11 @@ def main(arguments):
             "MobileNetV2": mobilenet_v2,
         }
         for name, make in networks.items():
-            onnx.save(make(), folder / "encoder.onnx")
-            compare(name, folder / "encoder.onnx", 224, 512, folder)
+            if name in (arguments or networks):
+                onnx.save(make(), folder / "encoder.onnx")
+                compare(name, folder / "encoder.onnx", 224, 512, folder)
+        if not arguments or "ViT-Tiny/16" in arguments:
+            compare_transformer("ViT-Tiny/16", 224, 512, folder)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Writes the small models of tests/data/int8: one float network, quantised by
-ONNX Runtime's own quantiser in its two forms, with the outputs that ONNX
-Runtime computes. Needs numpy, onnx and onnxruntime.
+"""Writes the small models of tests/data/int8: a float network and a transformer,
+quantised by ONNX Runtime's own quantiser in its two forms, a network (chain) and
+transformers as the trainer writes them, with the outputs that ONNX Runtime
+computes. Needs what compare.py does.
 
     python tests/peers/fixtures.py tests/data/int8
+    trainer tflite tests/data/int8/chain.onnx --out tests/data/int8/chain.tflite
 """
 
 import pathlib
@@ -13,11 +15,13 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import (
-    CalibrationDataReader,
     QuantFormat,
     QuantType,
     quantize_static,
 )
+
+import transformers
+from compare import Images, Network
 
 SIZE = 16
 DIM = 8
@@ -62,13 +66,59 @@ def float_network(rng):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-class Images(CalibrationDataReader):
-    def __init__(self, images):
-        self.left = iter(images)
+def chain():
+    """Every kind of node that the trainer writes, with random weights."""
+    net = Network(SIZE)
+    net.conv(12, 3, 2)
+    before = (net.last, net.scale)
+    net.conv(12, 3, depthwise=True)
+    net.conv(12, 1, relu=False)
+    net.through_float("Add", [before, (net.last, net.scale)])
+    net.conv(20, 1)
+    net.conv(20, 5, 2, depthwise=True)
+    return net.finish(DIM)
 
-    def get_next(self):
-        image = next(self.left, None)
-        return None if image is None else {"image": image}
+
+def picture():
+    """The test picture of tests/common.rs, as CLIP normalises it."""
+    x, y, channel = np.meshgrid(range(SIZE), range(SIZE), range(3), indexing="xy")
+    levels = (x * 37 + y * 59 + channel * 83) % 256
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    tensor = (levels / 255 - mean) / std
+    return tensor.transpose(2, 0, 1)[None].astype(np.float32)
+
+
+def write_output(folder, name, image):
+    """What the graph says: fused operators of ONNX Runtime round elsewhere."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+    session.run(None, {"image": image})[0].astype("<f4").tofile(folder / f"{name}.f32")
+
+
+def write_transformers(folder, images):
+    """Attention quantised by ONNX Runtime, too, and left in floats by the trainer."""
+    images[0].tofile(folder / "image.f32")
+    shape = dict(size=SIZE, patch=4, width=24, heads=3, mlp=40, layers=2, dim=DIM)
+    for gelu in ("erf", "quick"):
+        model = transformers.Transformer(**shape, gelu=gelu).model
+        onnx.save(transformers.int8(model, images), folder / f"vit-{gelu}.onnx")
+        write_output(folder, f"vit-{gelu}", images[0])
+    source = folder / "float.onnx"
+    onnx.save(transformers.Transformer(**shape).model, source)
+    forms = {
+        "vit-qdq": (QuantFormat.QDQ, QuantType.QUInt8, None),
+        "vit-qdq-linear": (QuantFormat.QDQ, QuantType.QInt8, ["Conv", "MatMul"]),
+        "vit-qoperator": (QuantFormat.QOperator, QuantType.QUInt8, ["Conv", "MatMul", "Reshape", "Transpose"]),
+    }
+    for name, (form, activations, operators) in forms.items():
+        quantize_static(source, folder / f"{name}.onnx", Images(images), quant_format=form,
+                        per_channel=form == QuantFormat.QDQ, op_types_to_quantize=operators,
+                        activation_type=activations, weight_type=QuantType.QInt8)
+        write_output(folder, name, images[0])
+        print(name, sorted({node.op_type for node in onnx.load(folder / f"{name}.onnx").graph.node}))
+    source.unlink()
+    write_transformers(folder, images)
 
 
 def main(folder):
@@ -92,6 +142,9 @@ def main(folder):
         output.astype("<f4").tofile(folder / f"{name}.f32")
         print(name, [node.op_type for node in onnx.load(path).graph.node])
     source.unlink()
+    onnx.save(chain(), folder / "chain.onnx")
+    session = ort.InferenceSession(str(folder / "chain.onnx"), providers=["CPUExecutionProvider"])
+    session.run(None, {"image": picture()})[0].astype("<f4").tofile(folder / "chain.f32")
 
 
 if __name__ == "__main__":

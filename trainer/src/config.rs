@@ -22,7 +22,8 @@ use crate::device;
 use crate::model::numclip::HeadConfig;
 use crate::model::{Architecture, EncoderConfig, Norm, Padding, tiny};
 use crate::optim::{Freeze, OptimConfig, Schedule};
-use crate::quantize::calibrate::RangeMethod;
+use crate::quantize::range::RangeMethod;
+use crate::quantize::recipe::Recipe;
 use crate::text::{Placement, TextConfig, Tuning};
 pub use check::{ConfigError, ConfigErrorKind};
 pub use teacher::{Clean, Teacher, TeacherKind, TeacherLoss, ViewPlan};
@@ -232,7 +233,12 @@ pub struct Export {
     pub calibration_images: usize,
     /// How a range is chosen.
     pub range: RangeMethod,
-    /// Takes the mean rounding error of the weights off the biases.
+    /// Equalises channels across layers.
+    pub equalize: bool,
+    /// Rounds weights together instead of each to its nearest level.
+    pub adaptive_rounding: bool,
+    /// Takes the mean error of each output channel, as the calibration images show it, off the
+    /// biases.
     pub bias_correction: bool,
     /// Share of validation images inside the interval.
     pub coverage: f32,
@@ -353,6 +359,18 @@ fn default_plan() -> Plan {
     }
 }
 
+impl Export {
+    /// How the network is quantised.
+    pub fn recipe(&self) -> Recipe {
+        Recipe {
+            range: self.range,
+            equalize: self.equalize,
+            adaptive_rounding: self.adaptive_rounding,
+            bias_correction: self.bias_correction,
+        }
+    }
+}
+
 fn first_version() -> String {
     "0.1.0".into()
 }
@@ -422,6 +440,8 @@ impl Default for Export {
         Self {
             calibration_images: 256,
             range: RangeMethod::default(),
+            equalize: false,
+            adaptive_rounding: false,
             bias_correction: true,
             coverage: 0.9,
             golden: GoldenPictures::default(),

@@ -1,11 +1,17 @@
 //! From a trained run to a bundle that a device can trust.
 //!
 //! ```text
-//! best weights → fold → ONNX → calibrate → int8 → measure both → golden → write → open → replay
+//! best weights → fold → ONNX → calibrate → search → int8 → measure both → golden → write → open → replay
 //! ```
 
+mod aware;
 mod golden;
+mod judge;
+mod layers;
 mod measure;
+pub mod page;
+mod quantization;
+mod search;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,9 +26,6 @@ use numclip::encode::EncodeError;
 use numclip::estimate::{Calibration, Estimator};
 use numclip::pipeline::Pipeline;
 use numclip::verify::{ReplayError, replay};
-use rand::SeedableRng as _;
-use rand::seq::SliceRandom as _;
-use rand_chacha::ChaCha8Rng;
 use thiserror::Error;
 
 use crate::config::Config;
@@ -31,14 +34,19 @@ use crate::fit::{
 };
 use crate::graph::ConvNet;
 use crate::model::numclip::NumClip;
+use crate::model::vit::Vit;
 use crate::model::{Architecture, ImageEncoder, NotConvolutional};
 use crate::quantize::affine::Affine;
-use crate::quantize::calibrate::calibrate;
-use crate::quantize::{int8, onnx, towers};
+use crate::quantize::{onnx, towers, vit};
 use crate::report::{Measured, NamedMetrics, points};
 use measure::Encoded;
+use quantization::{Quantization, Source, broken, calibration_images, timed};
 
+pub use judge::{Latency, Score};
+pub use layers::{Costs, LayerCost};
 pub use measure::calibrate_interval;
+pub use quantization::{Evidence, Wanted};
+pub use search::{Budget, Tried};
 
 /// What an export is asked.
 pub struct Options<'a> {
@@ -50,6 +58,8 @@ pub struct Options<'a> {
     pub precision: Precision,
     /// Which of the run's weights.
     pub weights: Weights,
+    /// How int8 is to be found.
+    pub int8: Wanted,
     /// Called with the name of each stage as it begins.
     pub stage: &'a dyn Fn(&str),
 }
@@ -67,6 +77,8 @@ pub struct Exported {
     pub macs: u64,
     /// Smallest cosine between float and int8 embeddings of validation images; none without int8.
     pub lowest_cosine: Option<f32>,
+    /// How it was quantised, and what speaks for that.
+    pub evidence: Evidence,
 }
 
 /// Why there is no bundle.
@@ -94,6 +106,18 @@ pub enum ExportError {
     /// Ranges could not be observed.
     #[error("calibration: {0}")]
     Calibrate(String),
+    /// There is nothing to compare ways of quantising on.
+    #[error(
+        "ways of quantising are compared on validation images, of which this run has none; set \
+         data.split, or export without a search, a budget and a report"
+    )]
+    NoValidation,
+    /// The encoder costs more than it may.
+    #[error(
+        "the budget is broken: {}; no bundle was written (--force writes it all the same)",
+        .0.broken.join("; ")
+    )]
+    Budget(Box<Evidence>),
     /// The bundle cannot be written or read back.
     #[error(transparent)]
     Bundle(#[from] BundleError),
@@ -170,6 +194,7 @@ struct Float {
 struct Int8 {
     bytes: Vec<u8>,
     encoded: Encoded,
+    evidence: Evidence,
 }
 
 impl Float {
@@ -208,18 +233,24 @@ impl Export<'_> {
     fn run(&self) -> Result<Exported, ExportError> {
         let stage = self.options.stage;
         let network = Float::of(self.model, self.config.preprocess.size as usize)?;
-        if network.net.is_none() && self.options.precision == Precision::Int8 {
+        let wants_int8 = self.options.precision == Precision::Int8;
+        if wants_int8 && matches!(self.model.encoder(), ImageEncoder::ResNet(_)) {
             return Err(NotConvolutional.into());
         }
         stage("comparing the exported network with the trained one");
-        let float = self.encode("float", &network.bytes)?;
+        let float = self.encode(Precision::F32, &network.bytes)?;
         self.check_fold(&float)?;
-        let int8 = network.net.as_ref().map(|net| self.int8(net)).transpose()?;
+        let estimator = self.prepared.estimator(self.config, self.model, None)?;
+        let int8 = match (&network.net, self.model.encoder()) {
+            (Some(net), _) => Some(self.int8(net, &float, &estimator)?),
+            (None, ImageEncoder::Vit(vit)) if wants_int8 => Some(self.vit_int8(vit)?),
+            (None, _) => None,
+        };
         let (bytes, chosen) = match (self.options.precision, &int8) {
             (Precision::Int8, Some(int8)) => (&int8.bytes, &int8.encoded),
             _ => (&network.bytes, &float),
         };
-        let estimator = self.prepared.estimator(self.config, self.model, None)?;
+        let evidence = self.evidence(&network, &float, int8.as_ref())?;
         let interval = calibrate_interval(
             &estimator,
             &self.prepared.dataset,
@@ -247,6 +278,7 @@ impl Export<'_> {
             lowest_cosine: int8.map(|int8| float.lowest_cosine(int8)),
             measured: self.measured(chosen, &estimator, &reports),
             reports: reports.clone(),
+            evidence,
         };
         let golden = golden::cases(self.config, self.prepared, bytes, &estimator)?;
         let contents = Contents {
@@ -254,12 +286,13 @@ impl Export<'_> {
             embeddings: self.prepared.bin_embeddings(self.model)?.values,
             golden,
         };
-        self.write(&self.manifest(interval, reports), &contents)?;
+        let manifest = self.manifest(interval, reports, &exported.evidence);
+        self.write(&manifest, &contents)?;
         Ok(exported)
     }
 
-    fn encode(&self, name: &str, bytes: &[u8]) -> Result<Encoded, ExportError> {
-        Encoded::new(self.config, self.prepared, name, bytes)
+    fn encode(&self, precision: Precision, bytes: &[u8]) -> Result<Encoded, ExportError> {
+        Encoded::new(self.config, self.prepared, precision, bytes)
     }
 
     /// The float network must give the embeddings of the trained model.
@@ -285,28 +318,87 @@ impl Export<'_> {
         Ok(())
     }
 
-    fn int8(&self, net: &ConvNet) -> Result<Int8, ExportError> {
-        (self.options.stage)("calibrating");
-        let bytes = self.quantize(net)?;
+    fn int8(
+        &self,
+        net: &ConvNet,
+        float: &Encoded,
+        estimator: &Estimator,
+    ) -> Result<Int8, ExportError> {
+        let source = Source {
+            config: self.config,
+            prepared: self.prepared,
+            model: self.model,
+            net,
+            float,
+            estimator,
+        };
+        let Quantization { bytes, evidence } = source.quantize(self.options)?;
         (self.options.stage)("measuring int8");
-        let encoded = self.encode("int8", &bytes)?;
-        Ok(Int8 { bytes, encoded })
+        Ok(Int8 {
+            encoded: self.encode(Precision::Int8, &bytes)?,
+            bytes,
+            evidence,
+        })
     }
 
-    fn quantize(&self, net: &ConvNet) -> Result<Vec<u8>, ExportError> {
-        let export = &self.config.export;
-        let mut indices = self.prepared.splits.train.clone();
-        indices.shuffle(&mut ChaCha8Rng::seed_from_u64(self.config.train.seed));
-        indices.truncate(export.calibration_images);
-        let images = measure::tensors(self.config, self.prepared, &indices)?;
-        let taps = calibrate(net, &images, export.range)
-            .map_err(|error| ExportError::Calibrate(format!("{error:#}")))?;
-        Ok(int8::int8(
-            net,
+    /// A transformer in int8, by the task file's choice of ranges alone.
+    fn vit_int8(&self, vit: &Vit) -> Result<Int8, ExportError> {
+        (self.options.stage)("calibrating");
+        let images = calibration_images(self.config, self.prepared)?;
+        let (input, range) = (
             Affine::of_input(&self.config.preprocess),
-            &taps,
-            export.bias_correction,
-        ))
+            self.config.export.range,
+        );
+        let (tail, size) = (
+            self.model.folded_adapter(),
+            self.config.preprocess.size as usize,
+        );
+        let tower = vit::int8(vit, tail.as_ref(), size, input, &images, range)
+            .map_err(|error| ExportError::Calibrate(format!("{error:#}")))?;
+        (self.options.stage)("measuring int8");
+        Ok(Int8 {
+            encoded: self.encode(Precision::Int8, &tower.bytes)?,
+            bytes: tower.bytes,
+            evidence: Evidence {
+                method: format!("{range}; products with weights"),
+                calibration_images: images.len(),
+                budget: self.options.int8.budget,
+                ..Evidence::default()
+            },
+        })
+    }
+
+    /// What speaks for the encoder, and whether its budget holds on all validation images.
+    fn evidence(
+        &self,
+        network: &Float,
+        float: &Encoded,
+        int8: Option<&Int8>,
+    ) -> Result<Evidence, ExportError> {
+        let (config, wanted) = (self.config, &self.options.int8);
+        let mut encoders = vec![(Precision::F32, network.bytes.as_slice())];
+        encoders.extend(int8.map(|int8| (Precision::Int8, int8.bytes.as_slice())));
+        let (mut evidence, increase) = match (self.options.precision, int8) {
+            (Precision::Int8, Some(int8)) => {
+                encoders.reverse();
+                let estimator = self.prepared.estimator(config, self.model, None)?;
+                let error = |encoded: &Encoded| encoded.val_error(&estimator);
+                let pair = error(&int8.encoded).zip(error(float));
+                (
+                    int8.evidence.clone(),
+                    pair.map(|(int8, float)| int8 - float),
+                )
+            }
+            _ => (Evidence::default(), None),
+        };
+        let dim = self.prepared.embeddings.dim;
+        evidence.latencies = timed(config, dim, wanted, &encoders)?;
+        let unit = &config.task.unit;
+        evidence.broken = broken(&wanted.budget, increase, &evidence.latencies, unit);
+        match evidence.broken.is_empty() || wanted.force {
+            true => Ok(evidence),
+            false => Err(ExportError::Budget(Box::new(evidence))),
+        }
     }
 
     fn measured(&self, chosen: &Encoded, estimator: &Estimator, reports: &[Report]) -> Measured {
@@ -328,7 +420,12 @@ impl Export<'_> {
         }
     }
 
-    fn manifest(&self, interval: Option<Calibration>, report: Vec<Report>) -> Manifest {
+    fn manifest(
+        &self,
+        interval: Option<Calibration>,
+        report: Vec<Report>,
+        evidence: &Evidence,
+    ) -> Manifest {
         let (config, prepared) = (self.config, self.prepared);
         Manifest {
             schema: SCHEMA,
@@ -355,7 +452,7 @@ impl Export<'_> {
                 bin: config.bin.clone(),
             },
             report,
-            provenance: provenance(config, prepared, self.teacher),
+            provenance: provenance(config, prepared, self.teacher, evidence.summary()),
             files: BTreeMap::new(),
         }
     }
@@ -379,7 +476,12 @@ impl Export<'_> {
     }
 }
 
-fn provenance(config: &Config, prepared: &Prepared, taught: Option<&TeacherSource>) -> Provenance {
+fn provenance(
+    config: &Config,
+    prepared: &Prepared,
+    taught: Option<&TeacherSource>,
+    quantization: String,
+) -> Provenance {
     let weights = config.model.init.as_deref().and_then(Path::file_name);
     Provenance {
         data: config.data.description.clone(),
@@ -395,6 +497,7 @@ fn provenance(config: &Config, prepared: &Prepared, taught: Option<&TeacherSourc
         revision: option_env!("NUMCLIP_REVISION").unwrap_or_default().into(),
         trainer: format!("numclip-trainer {}", env!("CARGO_PKG_VERSION")),
         licence: config.export.licence.clone(),
+        quantization,
     }
 }
 

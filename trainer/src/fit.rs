@@ -31,7 +31,6 @@ use crate::optim::{Ema, GroupedOptimizer, OptimError, clip_gradients, freeze};
 use crate::text::TextError;
 use checkpoint::Counters;
 use gradients::{Pass, is_finite};
-use load::training_loader;
 use meter::Meter;
 use objective::Objective;
 use parallel::{Crew, Taught};
@@ -40,7 +39,7 @@ use teacher::{Beside, Lessons};
 
 pub use checkpoint::Weights;
 pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
-pub use load::loader;
+pub use load::{loader, training_loader};
 pub use prepare::{Prepared, prepare, prepare_for, prepare_student, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
 pub use start::{TeacherSource, WeightsSource};

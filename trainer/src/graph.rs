@@ -122,9 +122,7 @@ impl ConvNet {
     /// Multiply-accumulate operations of all convolutions for one image.
     pub fn macs(&self) -> u64 {
         let macs = |(node, shape): (&Node, &[usize; 3])| match &node.op {
-            Op::Conv(conv) => {
-                (shape.iter().product::<usize>() * conv.shape[1..].iter().product::<usize>()) as u64
-            }
+            Op::Conv(conv) => (shape.iter().product::<usize>() * conv.fan_in()) as u64,
             Op::Add | Op::GlobalAveragePool => 0,
         };
         self.nodes.iter().zip(&self.output_shapes()).map(macs).sum()
@@ -154,6 +152,11 @@ impl ConvNet {
 }
 
 impl Conv {
+    /// Weights of one output channel.
+    pub fn fan_in(&self) -> usize {
+        self.shape[1..].iter().product::<usize>().max(1)
+    }
+
     /// Channels, height and width of the output for an input of shape `[C, H, W]`.
     pub fn output_shape(&self, input: [usize; 3]) -> [usize; 3] {
         let [top, left, bottom, right] = self.padding;

@@ -2,11 +2,26 @@
 //!
 //! ```text
 //! ConvNet → onnx::float, CLIP tower → towers
-//! ConvNet + images → calibrate → taps → int8
+//! vision transformer + images → vit
+//! ConvNet + images → calibrate → equalize → range → Quantized → refine (round, biases) → int8
+//!                                  recipe says which               simulate runs it in floats
+//! ONNX → tflite
 //! ```
 
 pub mod affine;
 pub mod onnx;
 pub mod towers;
+pub mod range;
 pub mod calibrate;
+pub mod equalize;
+pub mod quantized;
+pub mod simulate;
+pub mod round;
+pub mod refine;
+pub mod recipe;
+pub mod aware;
+pub mod vit;
 pub mod int8;
+pub mod tflite;
+#[cfg(test)]
+mod tests;

@@ -43,6 +43,7 @@ fn export(run: &Path, out: &Path) {
         out,
         precision: Precision::Int8,
         weights: Weights::Best,
+        int8: export::Wanted::default(),
         stage: &|_| {},
     })
     .unwrap();
@@ -313,6 +314,7 @@ fn a_small_transformer_learns_and_leaves_in_float() {
         out: &out,
         precision: Precision::F32,
         weights: Weights::Best,
+        int8: export::Wanted::default(),
         stage: &|_| {},
     });
     assert!(exported.unwrap().macs > 5_000_000);

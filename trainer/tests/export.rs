@@ -7,17 +7,27 @@ use burn::tensor::Device;
 use numclip::bundle::{Bundle, Precision};
 use numclip::pipeline::Pipeline;
 use numclip::verify::{cosine, replay};
-use numclip_trainer::export::{ExportError, Exported, Options, export};
+use numclip_trainer::export::{Budget, ExportError, Exported, Options, Wanted, export, page};
 use numclip_trainer::fit::{Run, Weights, prepare, untrained};
 
 use crate::common::{MODELS, config, copy, gauges, run, task};
 
 fn export_to(run: &Path, out: &Path, precision: Precision) -> Result<Exported, ExportError> {
+    export_as(run, out, precision, Wanted::default())
+}
+
+fn export_as(
+    run: &Path,
+    out: &Path,
+    precision: Precision,
+    int8: Wanted,
+) -> Result<Exported, ExportError> {
     export(&Options {
         run,
         out,
         precision,
         weights: Weights::Best,
+        int8,
         stage: &|_| {},
     })
 }
@@ -69,6 +79,108 @@ fn compare(f32: &Path, int8: &Path) {
         b.preprocess(&frame);
         assert!(cosine(&a.encode().unwrap(), &b.encode().unwrap()) > 0.95);
     }
+}
+
+#[test]
+fn a_search_tries_every_method_and_tells_what_each_layer_costs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run_folder, out) = (folder.path().join("run"), folder.path().join("bundle"));
+    run(&config(folder.path(), &task(MODELS[0])), &run_folder, false).unwrap();
+    let wanted = Wanted {
+        search: true,
+        details: true,
+        aware_epochs: 1,
+        ..Wanted::default()
+    };
+    let exported = export_as(&run_folder, &out, Precision::Int8, wanted).unwrap();
+    let evidence = &exported.evidence;
+    let methods: Vec<_> = evidence
+        .tried
+        .iter()
+        .map(|tried| tried.method.as_str())
+        .collect();
+    assert_eq!(methods.len(), 9, "{methods:?}");
+    for part in [
+        "min-max",
+        "moving-average",
+        "percentile",
+        "entropy",
+        "equalised",
+        "aware",
+    ] {
+        assert!(
+            methods.iter().any(|method| method.contains(part)),
+            "{methods:?}"
+        );
+    }
+    let chosen: Vec<_> = evidence.tried.iter().filter(|tried| tried.chosen).collect();
+    assert_eq!((chosen.len(), &chosen[0].method), (1, &evidence.method));
+    let least = evidence
+        .tried
+        .iter()
+        .map(|tried| tried.score.drift)
+        .fold(f64::MAX, f64::min);
+    assert_eq!(chosen[0].score.drift, least);
+    assert!(
+        evidence
+            .latencies
+            .iter()
+            .any(|latency| latency.engine == "int8")
+    );
+    let costs = evidence.costs.as_ref().unwrap();
+    assert!(costs.layers.len() > 20 && costs.layers[0].name == "image");
+    assert_eq!(
+        costs.layers.iter().map(|layer| layer.macs).sum::<u64>(),
+        exported.macs
+    );
+    assert!(
+        costs
+            .layers
+            .iter()
+            .all(|layer| layer.sqnr_alone.is_none_or(|db| db > 5.0))
+    );
+    let provenance = Bundle::open(&out).unwrap().manifest().provenance.clone();
+    assert!(
+        provenance.quantization.contains(&evidence.method),
+        "{provenance:?}"
+    );
+    let (_, config, _) = Run::read(&run_folder).unwrap();
+    let page = fs::read_to_string(page::write(&run_folder, &config, &exported).unwrap()).unwrap();
+    assert!(methods.iter().all(|method| page.contains(method)));
+    for outside in ["http://", "https://", "src=", "<script", "NaN"] {
+        assert!(!page.contains(outside), "{outside} in the page");
+    }
+}
+
+#[test]
+fn a_broken_budget_leaves_no_bundle_unless_forced() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run_folder, out) = (folder.path().join("run"), folder.path().join("bundle"));
+    run(&config(folder.path(), &task(MODELS[0])), &run_folder, false).unwrap();
+    let mut wanted = Wanted {
+        budget: Budget {
+            mae: None,
+            milliseconds: Some(0.0),
+        },
+        ..Wanted::default()
+    };
+    let refused = export_as(&run_folder, &out, Precision::Int8, wanted).unwrap_err();
+    assert!(matches!(refused, ExportError::Budget(_)), "{refused}");
+    assert!(refused.to_string().contains("ms"), "{refused}");
+    assert!(!out.exists());
+    wanted.force = true;
+    let forced = export_as(&run_folder, &out, Precision::Int8, wanted).unwrap();
+    assert!(!forced.evidence.broken.is_empty());
+    Bundle::open(&out).unwrap();
+    // The first method is within a generous budget, so no other one is tried.
+    wanted.budget = Budget {
+        mae: Some(50.0),
+        milliseconds: None,
+    };
+    wanted.search = true;
+    let kept = export_as(&run_folder, &out, Precision::Int8, wanted).unwrap();
+    assert_eq!(kept.evidence.tried.len(), 1);
+    assert!(kept.evidence.tried[0].within && kept.evidence.broken.is_empty());
 }
 
 #[test]

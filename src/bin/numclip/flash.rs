@@ -5,6 +5,7 @@ mod devices;
 mod keys;
 mod packages;
 mod reach;
+mod runtime;
 mod store;
 mod torture;
 

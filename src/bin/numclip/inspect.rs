@@ -196,6 +196,7 @@ fn origin(provenance: &Provenance) -> Vec<(String, String)> {
         ("architecture", &provenance.architecture),
         ("weights", &provenance.weights),
         ("teacher", &provenance.teacher),
+        ("quantisation", &provenance.quantization),
         ("text tower", &provenance.text_tower),
         ("data", &provenance.data),
         ("data digest", &provenance.data_digest),

@@ -22,6 +22,8 @@ mod import;
 mod inputs;
 mod inspect;
 mod labels;
+#[cfg(feature = "manual")]
+mod manual;
 mod predict;
 #[cfg(feature = "live")]
 mod run;
@@ -80,6 +82,9 @@ enum Command {
     #[cfg(feature = "fleet")]
     #[command(flatten)]
     Fleet(fleet::Command),
+    #[cfg(feature = "manual")]
+    #[command(hide = true)]
+    Manual(manual::Args),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -136,6 +141,8 @@ fn run(cli: Cli, start: Instant) -> Result<exit::Exit> {
         Command::Flash(command) => flash::run(&command),
         #[cfg(feature = "fleet")]
         Command::Fleet(command) => fleet::run(&command),
+        #[cfg(feature = "manual")]
+        Command::Manual(args) => manual::run(&args),
     }
 }
 

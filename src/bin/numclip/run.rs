@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use numclip::bundle::Bundle;
 use numclip::capture::SourceAddress;
+use numclip::keep::Keeper;
 use numclip::live::{Counts, Event, Live, LiveError};
 use numclip::pipeline::Pipeline;
 #[cfg(feature = "http")]
@@ -143,6 +144,8 @@ struct Running {
     outlets: Vec<(u64, Outlet)>,
     settings: Settings,
     pipeline: Arc<Pipeline>,
+    /// Keeps pictures, where that is asked for.
+    keeper: Option<Keeper>,
     /// Times that a model was put in place of another.
     swaps: u64,
     #[cfg(feature = "http")]
@@ -204,6 +207,7 @@ impl Running {
             let tell = Arc::clone(&around.tell);
             thread::spawn(move || feed(&events, &hub, &source, &tell))
         };
+        let keeper = keeper(&settings, &live, &around.tell)?;
         #[cfg(feature = "http")]
         let server = web.map(|web| web.serve(live.tap())).transpose()?;
         let running = Self {
@@ -216,6 +220,7 @@ impl Running {
             outlets,
             settings,
             pipeline,
+            keeper,
             swaps: 0,
         };
         Ok((running, feeder))
@@ -302,6 +307,17 @@ fn outlets_of(settings: &Settings) -> Result<Vec<Outlet>> {
         return Err(UsageError(message.into()).into());
     }
     Ok(outlets)
+}
+
+/// Keeps pictures of `live`, if the settings say so.
+fn keeper(settings: &Settings, live: &Live, tell: &Tell) -> Result<Option<Keeper>> {
+    let Some(keep) = settings.keep.keep() else {
+        return Ok(None);
+    };
+    let folder = keep.folder.display().to_string();
+    let tell = Arc::clone(tell);
+    let keeper = Keeper::start(live.tap(), keep, move |notice| tell(notice));
+    Ok(Some(keeper.with_context(|| format!("keep: {folder}"))?))
 }
 
 fn address(settings: &Settings) -> Result<&SourceAddress> {

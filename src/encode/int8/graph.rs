@@ -181,6 +181,22 @@ impl Node {
         }
     }
 
+    /// One node in place of a group that ends in `last`, with one float attribute.
+    pub fn fused(op: &str, last: &Self, inputs: Vec<String>, (name, f): (&str, f32)) -> Self {
+        let attribute = AttributeProto {
+            name: name.into(),
+            f,
+            ..AttributeProto::default()
+        };
+        Self {
+            name: last.name.clone(),
+            op: op.into(),
+            inputs,
+            outputs: last.outputs.clone(),
+            attributes: vec![attribute],
+        }
+    }
+
     /// An error of this node.
     pub fn error(&self, reason: impl Into<String>) -> GraphError {
         GraphError {
@@ -289,6 +305,11 @@ impl Constant {
             Data::F32(values) => Some(values),
             _ => None,
         }
+    }
+
+    /// Number of values.
+    pub fn count(&self) -> usize {
+        self.data.len()
     }
 
     /// The integers of 64 bits, if it holds such.

@@ -8,12 +8,14 @@
 #[cfg(target_arch = "aarch64")]
 mod arm;
 mod elementwise;
+mod floats;
 mod pack;
 mod scalar;
 mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use floats::{Attention, FloatWork, MAX_COLUMNS, MAX_KEYS, Product, Strided};
 pub use pack::{Matrix, Taps};
 
 use std::ops::Range;
@@ -58,6 +60,11 @@ pub trait Kernels: Send + Sync {
     fn channel_sums(&self, from: &[u8], sums: &mut [u32]) {
         elementwise::channel_sums(from, sums);
     }
+
+    /// Does what transformers do in floats.
+    fn float(&self, work: FloatWork<'_>) {
+        floats::run(work);
+    }
 }
 
 /// From a sum to a level:
@@ -81,8 +88,8 @@ pub struct Dense<'a> {
     pub windows: Windows,
     /// The packed weights.
     pub matrix: &'a Matrix,
-    /// From sums to levels.
-    pub requant: Requant,
+    /// From sums to levels; `None` where real values are written, as the bytes of floats.
+    pub requant: Option<Requant>,
 }
 
 /// Where windows begin: a grid of `rows × columns`, in bytes.
@@ -156,6 +163,14 @@ impl Requant {
 const BINADE: f32 = 1.5 * (1 << 23) as f32;
 
 impl<'a> Dense<'a> {
+    /// Bytes of a value that is written.
+    pub fn width(&self) -> usize {
+        match self.requant {
+            Some(_) => 1,
+            None => size_of::<f32>(),
+        }
+    }
+
     /// Multiply-accumulates.
     pub fn macs(&self) -> usize {
         let outputs = self.windows.rows * self.windows.columns * self.matrix.outputs();
@@ -209,7 +224,7 @@ impl<'a> Dense<'a> {
         }
         assert_eq!(
             to.len(),
-            rows * columns * self.matrix.outputs(),
+            rows * columns * self.matrix.outputs() * self.width(),
             "length of the output"
         );
     }
@@ -251,6 +266,15 @@ impl Depthwise<'_> {
             true => &self.from[index * row..][..row],
             false => &self.outside[..row],
         }
+    }
+}
+
+/// Writes the bytes of as many reals as `to` holds.
+#[inline(always)]
+fn put_reals(to: &mut [u8], reals: &[f32]) {
+    let (to, _) = to.as_chunks_mut();
+    for (to, real) in to.iter_mut().zip(reals) {
+        *to = real.to_ne_bytes();
     }
 }
 

@@ -4,15 +4,22 @@
 //! (`QLinearConv`, …) and float operators between `DequantizeLinear` and
 //! `QuantizeLinear`. Nodes are followed in order; a float result is not
 //! computed but kept as [`Pending`] until a `QuantizeLinear` says what its
-//! levels are, which is when it becomes a step.
+//! levels are, which is when it becomes a step. Transformers do much in floats:
+//! where one of their operators reads a pending result, it becomes a step whose
+//! values stay floats, seen through a [`View`].
 
+mod float;
 mod linear;
 mod operands;
+mod shapes;
+mod window;
 
 use std::collections::HashMap;
 
 use super::graph::{Graph, GraphError, Node};
-use super::plan::{Add, Affine, IMAGE, Plan, Pool, Shape, Step, Tail, Tensor, TensorId};
+use super::plan::{Add, Affine, IMAGE, Output, Plan, Pool, Shape, Step, Tail, Tensor, TensorId};
+use super::view::{Source, View};
+use super::{fuse, plan};
 use linear::Linear;
 use operands::Weights;
 
@@ -26,6 +33,10 @@ pub fn lower(graph: &Graph, size: usize) -> Result<Plan, GraphError> {
         image: image_shape(graph, size)?,
         values: HashMap::from([(graph.input.name.as_str(), Value::Image)]),
         tensors: Vec::new(),
+        rows: HashMap::new(),
+        reals: Vec::new(),
+        constants: Vec::new(),
+        views: HashMap::new(),
         steps: Vec::new(),
     };
     for node in &graph.nodes {
@@ -40,6 +51,12 @@ struct Lowering<'a> {
     image: Shape,
     values: HashMap<&'a str, Value>,
     tensors: Vec<Tensor>,
+    /// Dimensions of tensors that are rows, one after the other, and no picture.
+    rows: HashMap<TensorId, Vec<usize>>,
+    reals: Vec<usize>,
+    constants: Vec<Vec<f32>>,
+    /// Floats that were made of what a name stands for.
+    views: HashMap<&'a str, View>,
     steps: Vec<Step>,
 }
 
@@ -50,6 +67,12 @@ enum Value {
     Image,
     /// Levels of a tensor.
     Levels(TensorId),
+    /// Levels that are kept as the floats they stand for.
+    LevelsOf(View, Affine),
+    /// Integer sums whose scale is yet to come.
+    Sums(Linear),
+    /// Floats of the network's inside.
+    View(View),
     /// Real values of a tensor.
     Real(TensorId),
     /// A float result that awaits its levels.
@@ -115,6 +138,8 @@ impl<'a> Lowering<'a> {
             "QGemm" => self.quantized_gemm(node),
             "QLinearAdd" => self.quantized_add(node),
             "QLinearGlobalAveragePool" => self.quantized_pool(node),
+            "MatMulInteger" => self.integer_matmul(node),
+            "ConvInteger" => self.integer_conv(node),
             "Conv" => self.float_conv(node),
             "Gemm" | "MatMul" => self.float_linear(node),
             "Add" => self.add(node),
@@ -122,30 +147,59 @@ impl<'a> Lowering<'a> {
             "ReduceMean" => self.mean(node),
             "Relu" => self.bounded(node, [0.0, f32::INFINITY]),
             "Clip" => self.clip(node),
-            "Identity" | "Dropout" => Ok(self.value(node, 0)?.clone()),
+            "Identity" | "Dropout" | "Cast" => Ok(self.value(node, 0)?.clone()),
             "Flatten" | "Reshape" | "Squeeze" | "Unsqueeze" => self.reshaped(node),
+            "Transpose" => self.transposed(node),
+            "Gather" => self.gathered(node),
+            "Slice" => self.sliced(node),
+            "Split" => self.split(node),
+            "Concat" => self.joined(node),
+            "Pad" => self.padded(node),
+            "Expand" => self.expanded(node),
+            "Sub" => self.binary(node, plan::Binary::Sub),
+            "Mul" => self.multiplied(node),
+            "Div" => self.binary(node, plan::Binary::Div),
+            "Pow" => self.power(node),
+            "Sqrt" => self.unary(node, plan::Unary::Sqrt),
+            "Erf" => self.unary(node, plan::Unary::Erf),
+            "Sigmoid" => self.unary(node, plan::Unary::Sigmoid),
+            "Gelu" => self.gelu(node),
+            fuse::QUICK_GELU => self.unary(node, plan::Unary::QuickGelu),
+            "Softmax" => self.softmax(node),
+            "LayerNormalization" => self.layer_norm(node),
+            fuse::ATTENTION => self.attention(node),
             _ => Err(node.error("this engine has no such operator")),
         }
     }
 
-    fn finish(self) -> Result<Plan, GraphError> {
+    fn finish(mut self) -> Result<Plan, GraphError> {
         let name = self.graph.output.as_str();
         let output = |reason: &str| GraphError::of_graph(format!("output {name}: {reason}"));
-        let (last, tail) = match self.values.get(name) {
-            Some(Value::Real(last)) => (*last, Vec::new()),
-            Some(Value::Floats(last, floats)) => (*last, floats.tail.clone()),
-            Some(Value::Pending(pending)) => match pending.as_floats(&self.tensors) {
-                Some((last, floats)) => (last, floats.tail),
-                None => return Err(output("is neither quantised nor dequantised")),
-            },
+        let tail = match self.values.get(name) {
+            Some(Value::Real(last)) => Some((*last, Vec::new())),
+            Some(Value::Floats(last, floats)) => Some((*last, floats.tail.clone())),
+            Some(Value::Pending(pending)) => {
+                let floats = pending.as_floats(&self.tensors);
+                floats.map(|(last, floats)| (last, floats.tail))
+            }
+            Some(Value::View(_)) => None,
             Some(_) => return Err(output("holds no float values")),
             None => return Err(output("no node writes it")),
         };
+        let output = match tail {
+            Some((last, tail)) => Output::Levels(last, tail),
+            None => self.float_output()?,
+        };
+        // A network that never looks at its image has no tensor for it.
+        if self.tensors.is_empty() {
+            return Err(GraphError::of_graph("the image is never quantised"));
+        }
         Ok(Plan {
             tensors: self.tensors,
+            reals: self.reals,
+            constants: self.constants,
             steps: self.steps,
-            last,
-            tail,
+            output,
         })
     }
 
@@ -161,9 +215,11 @@ impl<'a> Lowering<'a> {
 
     /// The tensor whose levels `node` reads as input `index`, where the next
     /// two inputs must say what they mean.
-    fn levels(&self, node: &Node, index: usize) -> Result<TensorId, GraphError> {
-        let Value::Levels(id) = *self.value(node, index)? else {
-            return Err(node.error(format!("input {index} is not quantised")));
+    fn levels(&mut self, node: &Node, index: usize) -> Result<TensorId, GraphError> {
+        let id = match self.value(node, index)?.clone() {
+            Value::Levels(id) => id,
+            Value::LevelsOf(view, affine) => self.requantize(node, view, affine)?,
+            _ => return Err(node.error(format!("input {index} is not quantised"))),
         };
         let affine = self.affine(node, index + 1)?;
         match self.tensors[id.0].affine == affine {
@@ -180,10 +236,13 @@ impl<'a> Lowering<'a> {
     fn real(&self, node: &Node, index: usize) -> Result<TensorId, GraphError> {
         match self.value(node, index)? {
             Value::Real(id) => Ok(*id),
-            Value::Image | Value::Pending(_) | Value::Floats(..) => Err(node.error(format!(
-                "input {index} is not quantised; only int8 operators run here"
-            ))),
-            Value::Levels(_) => Err(node.error(format!("input {index} holds levels, not floats"))),
+            Value::Image | Value::Pending(_) | Value::Floats(..) | Value::View(_) => Err(node
+                .error(format!(
+                    "input {index} is not quantised; only int8 operators run here"
+                ))),
+            Value::Levels(_) | Value::LevelsOf(..) | Value::Sums(_) => {
+                Err(node.error(format!("input {index} holds levels, not floats")))
+            }
             Value::Weights(_) => Err(node.error(format!("input {index} is constant"))),
         }
     }
@@ -204,8 +263,9 @@ impl<'a> Lowering<'a> {
             Value::Real(id) if self.tensors[id.0].affine == affine => id,
             Value::Real(id) => self.emit(node, Pending::of(FloatOp::Same(id)), affine)?,
             Value::Pending(pending) => self.emit(node, pending, affine)?,
+            Value::View(view) => self.requantize(node, view, affine)?,
             Value::Floats(..) => return Err(node.error("quantises the result of a float layer")),
-            Value::Levels(_) | Value::Weights(_) => {
+            Value::Levels(_) | Value::LevelsOf(..) | Value::Sums(_) | Value::Weights(_) => {
                 return Err(node.error("quantises what is quantised"));
             }
         };
@@ -223,7 +283,22 @@ impl<'a> Lowering<'a> {
     fn dequantize(&mut self, node: &'a Node) -> Result<Value, GraphError> {
         match self.graph.constants.get(node.input(0)) {
             Some(constant) => Ok(Value::Weights(self.dequantized(node, constant)?)),
-            None => self.levels(node, 0).map(Value::Real),
+            None => match self.value(node, 0)?.clone() {
+                Value::LevelsOf(view, affine) if self.affine(node, 1)? == affine => {
+                    Ok(Value::View(view))
+                }
+                _ => self.levels(node, 0).map(Value::Real),
+            },
+        }
+    }
+
+    /// The shape of a tensor that is a picture.
+    fn picture(&self, node: &Node, id: TensorId) -> Result<Shape, GraphError> {
+        match self.rows.get(&id) {
+            Some(rows) if self.shape(id).pixels() != 1 => {
+                Err(node.error(format!("wants a picture, and reads rows of {rows:?}")))
+            }
+            _ => Ok(self.shape(id)),
         }
     }
 
@@ -275,6 +350,9 @@ impl<'a> Lowering<'a> {
             check_ratio(node, ratio, 255.0)?;
         }
         let to = self.push(self.shape(from[0]), affine);
+        if let Some(rows) = self.rows.get(&from[0]).cloned() {
+            self.rows.insert(to, rows);
+        }
         self.steps.push(Step::Add(Add {
             from,
             to,
@@ -297,20 +375,45 @@ impl<'a> Lowering<'a> {
             return Err(node.error("channels_last is set"));
         }
         let from = self.levels(node, 0)?;
+        self.picture(node, from)?;
         let affine = self.affine(node, 3)?;
         let id = self.emit(node, Pending::of(FloatOp::Pool(from)), affine)?;
         Ok(Value::Levels(id))
     }
 
     fn add(&mut self, node: &'a Node) -> Result<Value, GraphError> {
-        let from = [self.real(node, 0)?, self.real(node, 1)?];
-        self.check_addends(node, from)?;
-        Ok(Value::Pending(Pending::of(FloatOp::Add(from))))
+        if let Some(biased) = self.biased(node) {
+            return Ok(Value::Pending(Pending::of(FloatOp::Linear(biased))));
+        }
+        match [self.real(node, 0), self.real(node, 1)] {
+            [Ok(a), Ok(b)] if self.check_addends(node, [a, b]).is_ok() => {
+                Ok(Value::Pending(Pending::of(FloatOp::Add([a, b]))))
+            }
+            _ => self.binary(node, plan::Binary::Add),
+        }
+    }
+
+    /// A linear operation that awaits its levels, with a constant added.
+    fn biased(&self, node: &'a Node) -> Option<Linear> {
+        let either = [(0, 1), (1, 0)].into_iter();
+        either.into_iter().find_map(|(value, bias)| {
+            let Value::Pending(pending) = self.value(node, value).ok()? else {
+                return None;
+            };
+            let FloatOp::Linear(linear) = &pending.result else {
+                return None;
+            };
+            let bias = self.graph.constants.get(node.input(bias))?;
+            linear
+                .with_bias(bias)
+                .filter(|_| pending.bounds == UNBOUNDED)
+        })
     }
 
     fn check_addends(&self, node: &Node, [a, b]: [TensorId; 2]) -> Result<(), GraphError> {
+        let alike = self.rows.get(&a) == self.rows.get(&b);
         let (a, b) = (self.shape(a), self.shape(b));
-        match a == b {
+        match a == b && alike {
             true => Ok(()),
             false => Err(node.error(format!("adds {b:?} to {a:?}; expected two of one shape"))),
         }
@@ -318,10 +421,11 @@ impl<'a> Lowering<'a> {
 
     fn pool(&mut self, node: &'a Node) -> Result<Value, GraphError> {
         let from = self.real(node, 0)?;
+        self.picture(node, from)?;
         Ok(Value::Pending(Pending::of(FloatOp::Pool(from))))
     }
 
-    /// `ReduceMean` over height and width.
+    /// `ReduceMean` over height and width, or in rows.
     fn mean(&mut self, node: &'a Node) -> Result<Value, GraphError> {
         let given = self
             .graph
@@ -331,7 +435,10 @@ impl<'a> Lowering<'a> {
         let axes = given.or_else(|| node.ints("axes")).unwrap_or(&[]);
         match axes {
             [2, 3] | [3, 2] | [-2, -1] | [-1, -2] => self.pool(node),
-            _ => Err(node.error(format!("axes {axes:?}; expected height and width, [2, 3]"))),
+            &[axis] => self.mean_of_rows(node, axis),
+            _ => Err(node.error(format!(
+                "axes {axes:?}; expected height and width, [2, 3], or the last, [-1]"
+            ))),
         }
     }
 
@@ -353,30 +460,15 @@ impl<'a> Lowering<'a> {
         if low.is_nan() || high.is_nan() || low > high {
             return Err(node.error(format!("bounds {low} and {high}")));
         }
+        if matches!(self.value(node, 0)?, Value::View(_)) {
+            return self.unary(node, plan::Unary::Clamp([low, high]));
+        }
         let mut pending = match self.value(node, 0)? {
             Value::Pending(pending) => pending.clone(),
             _ => Pending::of(FloatOp::Same(self.real(node, 0)?)),
         };
         pending.bounds = pending.bounds.map(|bound| bound.clamp(low, high));
         Ok(Value::Pending(pending))
-    }
-
-    /// A change of shape that leaves the order of the values alone: nothing
-    /// to do where a channel has one value.
-    fn reshaped(&mut self, node: &'a Node) -> Result<Value, GraphError> {
-        let value = self.value(node, 0)?;
-        let pixels = match value {
-            Value::Levels(id) | Value::Real(id) => self.shape(*id).pixels(),
-            Value::Pending(pending) => pending.shape(&self.tensors).pixels(),
-            Value::Floats(..) => 1,
-            Value::Image | Value::Weights(_) => {
-                return Err(node.error("reshapes an image or a constant"));
-            }
-        };
-        match pixels {
-            1 => Ok(value.clone()),
-            _ => Err(node.error(format!("reshapes {pixels} pixels of a channel; expected 1"))),
-        }
     }
 }
 
@@ -410,6 +502,18 @@ impl Pending {
             _ => None,
         }
     }
+}
+
+/// A picture, which lies as `[height, width, channels]`, seen as ONNX does:
+/// `[1, channels, height, width]`.
+fn planes(source: Source, shape: Shape) -> View {
+    let Shape {
+        channels,
+        height,
+        width,
+    } = shape;
+    let stored = View::whole(source, &[1, height, width, channels]);
+    stored.permuted(&[0, 3, 1, 2]).unwrap_or(stored)
 }
 
 fn pooled(shape: Shape) -> Shape {

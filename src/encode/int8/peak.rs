@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::kernels::{Dense, Kernels, Requant, Windows};
-use super::plan::{Conv, TensorId, Window};
+use super::plan::{Conv, Shape, Target, TensorId, Window};
 
 /// A product whose levels and weights stay in the first-level cache, and whose
 /// sizes suit the tiles of all kernels.
@@ -17,13 +17,18 @@ const ROUNDS: usize = 15;
 pub fn macs_per_second(kernels: &dyn Kernels) -> f64 {
     let conv = Conv {
         from: TensorId(0),
-        to: TensorId(1),
+        to: Target::Levels(TensorId(1), [0, 255]),
+        shape: Shape {
+            channels: OUTPUTS,
+            height: 1,
+            width: PIXELS,
+        },
         window: Window::POINT,
         depthwise: false,
         weight: (0..INPUTS * OUTPUTS).map(|i| (i % 15) as i8 - 7).collect(),
         bias: vec![0; OUTPUTS],
         multiplier: vec![1e-3; OUTPUTS],
-        range: [0, 255],
+        offset: Vec::new(),
     };
     let matrix = kernels.pack_dense(&conv, INPUTS, 0);
     let dense = Dense {
@@ -36,10 +41,10 @@ pub fn macs_per_second(kernels: &dyn Kernels) -> f64 {
             segment_step: 0,
         },
         matrix: &matrix,
-        requant: Requant {
+        requant: Some(Requant {
             zero_point: 0,
             range: [0, 255],
-        },
+        }),
     };
     let mut to = vec![0; PIXELS * OUTPUTS];
     let mut round = || {

@@ -6,7 +6,11 @@ use std::ops::Range;
 use super::arena::{self, Buffer};
 use super::graph::{GraphError, MAX_VALUES};
 use super::kernels::{Kernels, Matrix, Requant, Sum, Taps, Windows};
-use super::plan::{Add, Affine, Conv, IMAGE, Plan, Pool, Shape, Step, Tail, TensorId, Window};
+use super::plan::{
+    Add, Affine, Conv, Float, FloatOp, IMAGE, Output, Plan, Pool, RealId, Shape, Step, Tail,
+    Target, TensorId, Window,
+};
+use super::view::{Axis, Source, View};
 
 /// What a runner does for one image, in order.
 pub struct Program {
@@ -18,12 +22,20 @@ pub struct Program {
     pub image: Placed,
     /// What is computed.
     pub steps: Vec<Ready>,
-    /// The tensor whose real values come out.
-    pub last: Placed,
-    /// What remains to be done with them.
-    pub tail: Vec<Tail>,
+    /// Constant floats.
+    pub constants: Vec<Vec<f32>>,
+    /// What comes out.
+    pub result: Outcome,
     /// Multiply-accumulates for one image.
     pub macs: u64,
+}
+
+/// The embedding of a picture.
+pub enum Outcome {
+    /// Real values of a tensor, with what remains to be done with them.
+    Levels(Placed, Vec<Tail>),
+    /// These bytes, which are floats.
+    Reals(Range<usize>),
 }
 
 /// A tensor and its place in the arena. The place is larger than the tensor.
@@ -49,6 +61,40 @@ pub enum Ready {
     Add(AddReady),
     /// The mean over all pixels.
     Pool(PoolReady),
+    /// From floats in these bytes to levels.
+    Quantize(Range<usize>, Placed),
+    /// From levels to floats in these bytes.
+    Dequantize(Placed, Range<usize>),
+    /// An operation on floats.
+    Float(FloatReady),
+}
+
+/// See [`Ready::Float`].
+pub struct FloatReady {
+    /// What is done.
+    pub op: FloatOp,
+    /// What is read.
+    pub from: Vec<Operand>,
+    /// Bytes that are written.
+    pub to: Range<usize>,
+}
+
+/// Floats at their place.
+pub struct Operand {
+    /// Where they lie.
+    pub place: Place,
+    /// The first one.
+    pub start: usize,
+    /// The dimensions.
+    pub axes: Vec<Axis>,
+}
+
+/// Where floats lie.
+pub enum Place {
+    /// Bytes of the arena.
+    Arena(Range<usize>),
+    /// A constant of the program.
+    Constant(usize),
 }
 
 /// See [`Ready::Pad`].
@@ -71,8 +117,8 @@ pub struct DenseReady {
     pub windows: Windows,
     /// The weights.
     pub matrix: Matrix,
-    /// From sums to levels.
-    pub requant: Requant,
+    /// From sums to levels; `None` where real values are written.
+    pub requant: Option<Requant>,
 }
 
 /// See [`Ready::Depthwise`].
@@ -153,45 +199,70 @@ impl Program {
             steps: Vec::new(),
         };
         for (index, step) in plan.steps.iter().enumerate() {
-            packer.step(step, plan.tensors.len() + index);
+            packer.step(step, plan.tensors.len() + plan.reals.len() + index);
         }
+        let result = match &plan.output {
+            Output::Levels(last, tail) => Outcome::Levels(packer.placed(*last), tail.clone()),
+            Output::Reals(id, count) => Outcome::Reals(packer.reals(*id, *count)),
+        };
         Ok(Self {
             kernels,
             arena,
             image: packer.placed(IMAGE),
-            last: packer.placed(plan.last),
+            result,
             steps: packer.steps,
             macs: plan.macs(),
-            tail: plan.tail,
+            constants: plan.constants,
         })
     }
 
     /// Values of the output.
     pub fn dim(&self) -> usize {
-        let last = self.last.shape;
-        self.tail.iter().fold(last.values(), |_, tail| match tail {
+        let (last, tail) = match &self.result {
+            Outcome::Levels(last, tail) => (last.shape, tail),
+            Outcome::Reals(bytes) => return bytes.len() / size_of::<f32>(),
+        };
+        tail.iter().fold(last.values(), |_, tail| match tail {
             Tail::Pool => last.channels,
             Tail::Linear { bias, .. } => bias.len(),
         })
     }
 }
 
-/// The tensors, then the scratch of every step; the image is written before
-/// the first step, the last tensor read after the last.
+/// The tensors, the floats, then the scratch of every step; the image is written
+/// before the first step, what comes out is read after the last.
 fn buffers(plan: &Plan) -> Vec<Buffer> {
     let of_tensor = |tensor: &super::plan::Tensor| Buffer {
         len: tensor.shape.values(),
         steps: 0..0,
     };
-    let mut buffers: Vec<Buffer> = plan.tensors.iter().map(of_tensor).collect();
+    let of_reals = |&count: &usize| Buffer {
+        len: count * size_of::<f32>(),
+        steps: 0..0,
+    };
+    let reals = plan.reals.iter().map(of_reals);
+    let mut buffers: Vec<Buffer> = plan.tensors.iter().map(of_tensor).chain(reals).collect();
+    let at = |buffer| match buffer {
+        BufferId::Tensor(id) => id.0,
+        BufferId::Real(id) => plan.tensors.len() + id.0,
+    };
+    let mut written = vec![false; buffers.len()];
     for (index, step) in plan.steps.iter().enumerate() {
-        let (from, to) = step.tensors();
-        buffers[to.0].steps = index..index;
+        let (from, to) = step.buffers();
+        let first = !std::mem::replace(&mut written[at(to)], true);
+        match first {
+            true => buffers[at(to)].steps = index..index,
+            false => buffers[at(to)].steps.end = index,
+        }
         for id in from {
-            buffers[id.0].steps.end = index;
+            buffers[at(id)].steps.end = index;
         }
     }
-    buffers[plan.last.0].steps.end = plan.steps.len();
+    let last = match plan.output {
+        Output::Levels(id, _) => BufferId::Tensor(id),
+        Output::Reals(id, _) => BufferId::Real(id),
+    };
+    buffers[at(last)].steps.end = plan.steps.len();
     buffers.extend(plan.steps.iter().enumerate().map(|(index, step)| Buffer {
         len: scratch(plan, step),
         steps: index..index,
@@ -231,12 +302,58 @@ impl Packer<'_> {
     fn step(&mut self, step: &Step, scratch: usize) {
         let scratch = self.places[scratch].clone();
         let ready = match step {
-            Step::Conv(conv) if conv.depthwise => self.depthwise(conv, scratch),
-            Step::Conv(conv) => self.dense(conv, scratch),
+            Step::Conv(conv) => match conv.to {
+                Target::Levels(to, range) if conv.depthwise => {
+                    self.depthwise(conv, scratch, to, range)
+                }
+                _ => self.dense(conv, scratch),
+            },
             Step::Add(add) => self.add(add),
             Step::Pool(pool) => self.pool(pool),
+            Step::Quantize(from, to) => Ready::Quantize(self.view_bytes(from), self.placed(*to)),
+            Step::Dequantize(from, to) => {
+                let from = self.placed(*from);
+                let to = self.reals(*to, from.shape.values());
+                Ready::Dequantize(from, to)
+            }
+            Step::Float(float) => self.float(float),
         };
         self.steps.push(ready);
+    }
+
+    /// The bytes of a float activation's first values, this many.
+    fn reals(&self, id: RealId, count: usize) -> Range<usize> {
+        let start = self.places[self.plan.tensors.len() + id.0].start;
+        start..start + count * size_of::<f32>()
+    }
+
+    fn whole(&self, id: RealId) -> Range<usize> {
+        self.reals(id, self.plan.reals[id.0])
+    }
+
+    /// The bytes of an activation whose values lie one after the other.
+    fn view_bytes(&self, view: &View) -> Range<usize> {
+        let Source::Real(id) = view.source else {
+            unreachable!("constants are not quantised while running");
+        };
+        let start = self.whole(id).start + view.start * size_of::<f32>();
+        start..start + view.count() * size_of::<f32>()
+    }
+
+    fn float(&self, float: &Float) -> Ready {
+        let operand = |view: &View| Operand {
+            place: match view.source {
+                Source::Real(id) => Place::Arena(self.whole(id)),
+                Source::Constant(index) => Place::Constant(index),
+            },
+            start: view.start,
+            axes: view.axes.clone(),
+        };
+        Ready::Float(FloatReady {
+            op: float.op.clone(),
+            from: float.from.iter().map(operand).collect(),
+            to: self.whole(float.to),
+        })
     }
 
     fn requant(&self, to: TensorId, range: [u8; 2]) -> Requant {
@@ -245,7 +362,11 @@ impl Packer<'_> {
     }
 
     fn dense(&mut self, conv: &Conv, scratch: Range<usize>) -> Ready {
-        let (mut from, to) = (self.placed(conv.from), self.placed(conv.to));
+        let mut from = self.placed(conv.from);
+        let (to, requant) = match conv.to {
+            Target::Levels(id, range) => (self.placed(id).bytes(), Some(self.requant(id, range))),
+            Target::Reals(id) => (self.whole(id), None),
+        };
         if conv.window.padding != [0; 4] {
             let [top, left, ..] = conv.window.padding;
             let shape = padded(from.shape, conv.window);
@@ -262,24 +383,24 @@ impl Packer<'_> {
             from = copy;
         }
         Ready::Dense(DenseReady {
-            windows: windows(conv.window, from.shape, to.shape),
+            windows: windows(conv.window, from.shape, conv.shape),
             matrix: self
                 .kernels
                 .pack_dense(conv, from.shape.channels, from.affine.zero_point),
-            requant: self.requant(conv.to, conv.range),
+            requant,
             from: from.place.clone(),
-            to: to.bytes(),
+            to,
         })
     }
 
-    fn depthwise(&self, conv: &Conv, outside: Range<usize>) -> Ready {
+    fn depthwise(&self, conv: &Conv, outside: Range<usize>, to: TensorId, range: [u8; 2]) -> Ready {
         let from = self.placed(conv.from);
         Ready::Depthwise(DepthwiseReady {
             taps: self.kernels.pack_depthwise(conv, from.affine.zero_point),
-            to: self.placed(conv.to),
+            to: self.placed(to),
             outside,
             window: conv.window,
-            requant: self.requant(conv.to, conv.range),
+            requant: self.requant(to, range),
             from,
         })
     }
@@ -312,13 +433,41 @@ impl Placed {
     }
 }
 
+/// What a step reads or writes.
+#[derive(Clone, Copy)]
+enum BufferId {
+    Tensor(TensorId),
+    Real(RealId),
+}
+
 impl Step {
-    /// The tensors that are read and the one that is written.
-    fn tensors(&self) -> (Vec<TensorId>, TensorId) {
+    /// What is read and what is written.
+    fn buffers(&self) -> (Vec<BufferId>, BufferId) {
+        let of_view = |view: &View| match view.source {
+            Source::Real(id) => Some(BufferId::Real(id)),
+            Source::Constant(_) => None,
+        };
         match self {
-            Self::Conv(conv) => (vec![conv.from], conv.to),
-            Self::Add(add) => (add.from.to_vec(), add.to),
-            Self::Pool(pool) => (vec![pool.from], pool.to),
+            Self::Conv(conv) => {
+                let to = match conv.to {
+                    Target::Levels(id, _) => BufferId::Tensor(id),
+                    Target::Reals(id) => BufferId::Real(id),
+                };
+                (vec![BufferId::Tensor(conv.from)], to)
+            }
+            Self::Add(add) => (
+                add.from.map(BufferId::Tensor).to_vec(),
+                BufferId::Tensor(add.to),
+            ),
+            Self::Pool(pool) => (vec![BufferId::Tensor(pool.from)], BufferId::Tensor(pool.to)),
+            Self::Quantize(from, to) => {
+                (of_view(from).into_iter().collect(), BufferId::Tensor(*to))
+            }
+            Self::Dequantize(from, to) => (vec![BufferId::Tensor(*from)], BufferId::Real(*to)),
+            Self::Float(float) => {
+                let from = float.from.iter().filter_map(of_view).collect();
+                (from, BufferId::Real(float.to))
+            }
         }
     }
 }

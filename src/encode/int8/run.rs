@@ -1,6 +1,8 @@
 //! A program at work: one image in, one embedding out, nothing allocated on
 //! the way but the result.
 
+mod float;
+
 use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,10 +10,10 @@ use std::sync::Arc;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::kernels::{Dense, Depthwise};
-use super::memory::Bytes;
+use super::memory::{Bytes, reals as floats, reals_mut};
 use super::plan::{Shape, Tail};
 use super::program::{
-    AddReady, DenseReady, DepthwiseReady, PadReady, Placed, PoolReady, Program, Ready,
+    AddReady, DenseReady, DepthwiseReady, Outcome, PadReady, Placed, PoolReady, Program, Ready,
 };
 use super::shares::Shares;
 
@@ -26,6 +28,8 @@ pub struct Lookup {
 /// A multiply-accumulate of a depthwise convolution takes about as long as
 /// this many of a dense one.
 const DEPTHWISE_COST: usize = 4;
+/// A value of a float operation takes about as long as this many.
+const VALUE_COST: usize = 16;
 
 /// Runs a program, on the calling thread or on a pool of its own.
 pub struct Runner {
@@ -133,16 +137,37 @@ impl Runner {
                 Ready::Depthwise(depthwise) => self.depthwise(depthwise, threads),
                 Ready::Add(add) => self.add(add),
                 Ready::Pool(pool) => self.pool(pool),
+                Ready::Quantize(from, to) => self.quantize_floats(from.clone(), to, threads),
+                Ready::Dequantize(from, to) => self.dequantize(from, to.clone()),
+                Ready::Float(float) => self.float(&program, float, threads),
             }
         }
-        let last = &program.last;
-        let levels = &self.arena.as_slice()[last.bytes()];
-        program
-            .tail
-            .iter()
-            .fold(reals(last, levels), |values, tail| {
-                apply(tail, last.shape, &values)
-            })
+        match &program.result {
+            Outcome::Reals(place) => floats(&self.arena.as_slice()[place.clone()]).to_vec(),
+            Outcome::Levels(last, tail) => {
+                let levels = &self.arena.as_slice()[last.bytes()];
+                let apply = |values: Vec<f32>, tail| apply(tail, last.shape, &values);
+                tail.iter().fold(reals(last, levels), apply)
+            }
+        }
+    }
+
+    fn quantize_floats(&mut self, from: Range<usize>, place: &Placed, threads: usize) {
+        let (kernels, affine) = (self.program.kernels, place.affine);
+        let (from, to) = self.pair(from, place.bytes());
+        let from = floats(from);
+        let row = place.shape.channels;
+        Shares::new(threads, VALUE_COST * row).run(0..place.shape.pixels(), to, &|rows, to| {
+            let from = &from[rows.start * row..rows.end * row];
+            kernels.quantize(from, affine.scale, affine.zero_point, to);
+        });
+    }
+
+    fn dequantize(&mut self, place: &Placed, to: Range<usize>) {
+        let (from, to) = self.pair(place.bytes(), to);
+        for (to, level) in reals_mut(to).iter_mut().zip(from) {
+            *to = place.affine.real(*level);
+        }
     }
 
     /// The places of what is read and written; the plan keeps them apart.

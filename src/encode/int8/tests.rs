@@ -2,11 +2,12 @@
 
 mod limits;
 mod models;
+mod transformers;
 
 use proptest::prelude::*;
 
 use super::kernels::{self, Kernels, Sum};
-use super::plan::{Add, Plan};
+use super::plan::{Add, Output, Plan, Target};
 use super::plan::{Affine, Conv, Pool, Shape, Step, Tensor, TensorId, Window};
 use super::program::Program;
 use super::run::Runner;
@@ -129,7 +130,8 @@ impl Case {
         let spread = 400.0 / (each as f32).sqrt();
         Conv {
             from: TensorId(0),
-            to: TensorId(1),
+            to: Target::Levels(TensorId(1), self.range),
+            shape: self.output(),
             window: self.window(),
             depthwise: self.depthwise,
             weight: (0..self.outputs * each)
@@ -141,7 +143,7 @@ impl Case {
             multiplier: (0..self.outputs)
                 .map(|_| spread * (1 + noise.below(1000)) as f32 / 1e7)
                 .collect(),
-            range: self.range,
+            offset: Vec::new(),
         }
     }
 }
@@ -184,7 +186,7 @@ fn definition(case: &Case, conv: &Conv, x: &[u8]) -> Vec<u8> {
 fn levels_of(plan: Plan, kernels: &'static dyn Kernels, image: &[u8]) -> Vec<u8> {
     let affine = plan.tensors[0].affine;
     let shape = plan.tensors[0].shape;
-    let last = plan.tensors[plan.last.0];
+    let last = plan.tensors[1];
     let mut runner = Runner::new(Arc::new(Program::new(plan, kernels).unwrap()));
     let planar: Vec<f32> = (0..shape.values())
         .map(|i| affine.real(image[i % shape.pixels() * shape.channels + i / shape.pixels()]))
@@ -222,8 +224,9 @@ proptest! {
             let plan = Plan {
                 tensors: vec![tensor(case.input(), case.zero_points[0]), tensor(case.output(), case.zero_points[1])],
                 steps: vec![Step::Conv(case.conv(&mut Noise(case.seed)))],
-                last: TensorId(1),
-                tail: Vec::new(),
+                reals: Vec::new(),
+                constants: Vec::new(),
+                output: Output::Levels(TensorId(1), Vec::new()),
             };
             let got = levels_of(plan, kernels, &image);
             prop_assert!(got == expected, "{}: {case:?}\n{got:?}\n{expected:?}", kernels.name());
@@ -257,8 +260,9 @@ proptest! {
             let plan = Plan {
                 tensors: vec![tensor(shape, zero_points[0]), tensor(Shape { channels, height: 1, width: 1 }, zero_points[2])],
                 steps: vec![Step::Pool(Pool { from: TensorId(0), to: TensorId(1), ratio: ratio[0] / shape.pixels() as f32, range })],
-                last: TensorId(1),
-                tail: Vec::new(),
+                reals: Vec::new(),
+                constants: Vec::new(),
+                output: Output::Levels(TensorId(1), Vec::new()),
             };
             let got = levels_of(plan, kernels, &image);
             let apart = got.iter().zip(&means).map(|(a, b)| a.abs_diff(*b)).max();

@@ -4,6 +4,9 @@ use std::arch::x86_64::*;
 
 use super::{Axis, GROUP, half};
 
+/// Columns of bytes that are summed at a time.
+const COLUMNS: usize = 32;
+
 /// As [`super::stretch_plain`].
 ///
 /// # Safety
@@ -54,8 +57,43 @@ pub unsafe fn stretch<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mu
 /// As [`super::sum_lines_plain`].
 ///
 /// # Safety
-/// AVX2 must be there.
+/// AVX2 must be there, and `lines` must hold a line for each weight.
 #[target_feature(enable = "avx2")]
 pub unsafe fn sum_lines(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8]) {
-    super::sum_lines_plain(weights, precision, lines, target);
+    let line = target.len();
+    let (pairs, _) = weights.as_chunks::<2>();
+    let shift = _mm_cvtsi32_si128(precision as i32);
+    let blocks = target.as_chunks_mut::<COLUMNS>().0.iter_mut();
+    for (block, target) in blocks.enumerate() {
+        let mut sums = [_mm256_set1_epi32(half(precision)); 4];
+        for (pair, [first, second]) in pairs.iter().enumerate() {
+            let both = i32::from(*first) & 0xffff | i32::from(*second) << 16;
+            let weights = _mm256_set1_epi32(both);
+            let at = 2 * pair * line + block * COLUMNS;
+            // SAFETY: the block lies within its line, and there is a line for
+            // each weight.
+            let [a, b] = [at, at + line]
+                .map(|at| unsafe { _mm256_loadu_si256(lines.as_ptr().add(at).cast()) });
+            let (zero, low, high) = (
+                _mm256_setzero_si256(),
+                _mm256_unpacklo_epi8(a, b),
+                _mm256_unpackhi_epi8(a, b),
+            );
+            let levels = [
+                _mm256_unpacklo_epi8(low, zero),
+                _mm256_unpackhi_epi8(low, zero),
+                _mm256_unpacklo_epi8(high, zero),
+                _mm256_unpackhi_epi8(high, zero),
+            ];
+            for (sum, levels) in sums.iter_mut().zip(levels) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(levels, weights));
+            }
+        }
+        let [a, b, c, d] = sums.map(|sum| _mm256_sra_epi32(sum, shift));
+        let levels = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+        // SAFETY: the block of the target has as many bytes.
+        unsafe { _mm256_storeu_si256(target.as_mut_ptr().cast(), levels) };
+    }
+    let done = line - line % COLUMNS;
+    super::sum_columns(weights, precision, lines, target, done);
 }

@@ -256,6 +256,12 @@ impl Config {
             &self.export.coverage,
         )?;
         require(
+            self.export.range.is_valid(),
+            "export.range",
+            "a percentile that keeps 0.9 to 1, a moving average that keeps 0 to below 1",
+            &self.export.range,
+        )?;
+        require(
             self.export.calibration_images > 0,
             "export.calibration_images",
             "1 or more",

@@ -2,14 +2,12 @@
 
 use numclip::bins::Bin;
 use numclip::bundle::{Precision, Report};
-use numclip::encode::Model as _;
-use numclip::encode::tract::TractModel;
+use numclip::encode::Model;
 use numclip::estimate::{Calibration, Estimator, Labelled, calibrate};
 use numclip::metrics::measure;
 use numclip::verify::cosine;
-use rayon::prelude::*;
 
-use super::ExportError;
+use super::{ExportError, judge};
 use crate::config::Config;
 use crate::data::Dataset;
 use crate::fit::{Embedded, Prepared, loader};
@@ -27,16 +25,22 @@ impl Encoded {
     pub fn new(
         config: &Config,
         prepared: &Prepared,
-        name: &str,
+        precision: Precision,
         bytes: &[u8],
     ) -> Result<Self, ExportError> {
-        let size = config.preprocess.size as usize;
-        let model = TractModel::from_bytes(name, bytes, size, prepared.embeddings.dim)?;
-        let embed = |indices: &[usize]| embed(config, prepared, &model, indices);
+        let model = judge::open(config, prepared.embeddings.dim, precision, bytes)?;
+        let embed = |indices: &[usize]| embed(config, prepared, model.as_ref(), indices);
         Ok(Self {
             val: embed(&prepared.splits.val)?,
             test: embed(&prepared.splits.test)?,
         })
+    }
+
+    /// Mean absolute error on the validation images; none without any.
+    pub fn val_error(&self, estimator: &Estimator) -> Option<f64> {
+        let value = |embedding: &Vec<f32>| estimator.estimate(embedding).value;
+        let values: Vec<f32> = self.val.embeddings.iter().map(value).collect();
+        (!values.is_empty()).then(|| judge::mean_distance(&values, &self.val.labels))
     }
 
     /// The test images, or the validation images where there are none.
@@ -126,30 +130,16 @@ pub fn calibrate_interval(
 fn embed(
     config: &Config,
     prepared: &Prepared,
-    model: &TractModel,
+    model: &dyn Model,
     indices: &[usize],
 ) -> Result<Embedded, ExportError> {
     let loader = loader(config, prepared, indices)?;
     let mut all = Embedded::default();
     for batch in loader.epoch(0, 0) {
         let batch = batch.map_err(crate::fit::FitError::from)?;
-        let images: Vec<&[f32]> = batch
-            .images
-            .chunks_exact(config.preprocess.pixel_len())
-            .collect();
-        let chunk = images.len().div_ceil(rayon::current_num_threads()).max(1);
-        let encode = |images: &[&[f32]]| -> Result<Vec<Vec<f32>>, ExportError> {
-            let mut session = model.session()?;
-            images
-                .iter()
-                .map(|image| Ok(session.encode(image)?))
-                .collect()
-        };
-        let parts: Vec<Vec<Vec<f32>>> = images
-            .par_chunks(chunk)
-            .map(encode)
-            .collect::<Result<_, _>>()?;
-        all.embeddings.extend(parts.into_iter().flatten());
+        let images = batch.images.chunks_exact(config.preprocess.pixel_len());
+        let images: Vec<Vec<f32>> = images.map(<[f32]>::to_vec).collect();
+        all.embeddings.extend(judge::embed(model, &images)?);
         all.indices.extend(batch.indices);
         all.labels.extend(batch.labels);
     }

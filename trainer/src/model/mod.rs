@@ -38,10 +38,10 @@ pub enum ImageEncoder {
     ResNet(ResNet),
 }
 
-/// The encoder is no network of convolutions, so it has no int8 form.
+/// The encoder is no network of convolutions that folds into a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
-    "a transformer or image tower of CLIP has no int8 form: export it with --precision f32, or \
+    "a residual image tower of CLIP has no int8 form: export it with --precision f32, or \
      train MobileOne or MobileNetV2 as a student of this run ([teacher] run)"
 )]
 pub struct NotConvolutional;

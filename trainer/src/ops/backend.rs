@@ -8,11 +8,12 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, AutodiffBackend, Backend, Flex, TensorMetadata, backend_extension};
 use burn::tensor::TensorData;
 
-use super::Window;
 use super::dense::{self, Dense};
 use super::depthwise::Depthwise;
+use super::fake;
 use super::norm::{self, Norm, Normalised};
 use super::simd;
+use super::{Grid, Window};
 use crate::graph::Activation;
 
 /// The operations this module adds to a backend.
@@ -36,6 +37,10 @@ pub trait Kernels: Backend {
         epsilon: f64,
         activation: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// Rounding to multiples of `step`, one for each part of `x` along its first dimension or one
+    /// for all.
+    fn fused_fake(x: FloatTensor<Self>, step: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self>;
 }
 
 /// One of the kernels, with the sizes it is to work on.
@@ -99,6 +104,12 @@ impl Kernels for Flex {
         let [mean, variance] = [mean, variance].map(|values| tensor(values, [kernel.channels]));
         (tensor(output, shape), mean, variance)
     }
+
+    fn fused_fake(x: FloatTensor<Self>, step: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self> {
+        let shape = x.shape();
+        let [x, step] = [x, step].map(|tensor| tensor.to_contiguous());
+        tensor(fake::forward(values(&x), values(&step), grid), shape)
+    }
 }
 
 impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
@@ -145,6 +156,17 @@ impl<C: CheckpointStrategy> Kernels for Autodiff<Flex, C> {
         };
         let [mean, variance] = statistics.map(<Self as AutodiffBackend>::from_inner);
         (y, mean, variance)
+    }
+
+    fn fused_fake(x: FloatTensor<Self>, step: FloatTensor<Self>, grid: Grid) -> FloatTensor<Self> {
+        let (x, x_node) = x.into_parts();
+        let (step, step_node) = step.into_parts();
+        let y = Flex::fused_fake(x.clone(), step.clone(), grid);
+        let prepared = FusedFakeBackward.prepare::<C>([x_node, step_node]);
+        match prepared.compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish((x, step, grid), y),
+            OpsKind::UnTracked(prepared) => prepared.finish(y),
+        }
     }
 }
 
@@ -208,6 +230,26 @@ impl Backward<Flex, 3> for FusedNormBackward {
         let norm::Gradients { input, gamma, beta } =
             kernel.backward(x, gamma, statistics, y, gradient);
         for ((parent, values), shape) in ops.parents.iter().zip([input, gamma, beta]).zip(shapes) {
+            if let Some(node) = parent {
+                grads.register::<Flex>(node.id, tensor(values, shape));
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FusedFakeBackward;
+
+impl Backward<Flex, 2> for FusedFakeBackward {
+    type State = (FloatTensor<Flex>, FloatTensor<Flex>, Grid);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = grads.consume::<Flex>(&ops.node);
+        let (x, step, grid) = ops.state;
+        let shapes = [x.shape(), step.shape()];
+        let [x, step, gradient] = [x, step, gradient].map(|t| t.to_contiguous());
+        let (input, steps) = fake::backward(values(&x), values(&step), values(&gradient), grid);
+        for ((parent, values), shape) in ops.parents.iter().zip([input, steps]).zip(shapes) {
             if let Some(node) = parent {
                 grads.register::<Flex>(node.id, tensor(values, shape));
             }

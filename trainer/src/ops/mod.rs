@@ -17,6 +17,7 @@ use backend::Kernels;
 mod backend;
 mod dense;
 mod depthwise;
+mod fake;
 mod matmul;
 mod norm;
 mod simd;
@@ -79,6 +80,37 @@ fn composed_conv2d(
     activate(module::conv2d(x, weight, bias, options), activation)
 }
 
+/// The multiples of a step that quantised values may take: whole numbers, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Grid {
+    /// The lowest, 0 or less.
+    pub low: f32,
+    /// The highest.
+    pub high: f32,
+}
+
+/// Rounds `x` to multiples of `step`: one step for all, or one for each part along the first
+/// dimension. Values outside the grid take its nearest end.
+///
+/// Gradients flow to `x` and to `step` as rounding passes them on (straight-through).
+pub fn fake_quantize<const D: usize>(x: Tensor<D>, step: Tensor<1>, grid: Grid) -> Tensor<D> {
+    if !on_cpu(&x) || x.shape().num_elements() == 0 {
+        return composed_fake_quantize(x, step, grid);
+    }
+    let [x, step] = [x.into_dispatch(), step.into_dispatch()];
+    Tensor::from_dispatch(Dispatch::fused_fake(x, step, grid))
+}
+
+/// [`fake_quantize`] of burn's own operations.
+fn composed_fake_quantize<const D: usize>(x: Tensor<D>, step: Tensor<1>, grid: Grid) -> Tensor<D> {
+    let mut shape = [1; D];
+    shape[0] = step.dims()[0];
+    let step = step.reshape(shape);
+    let level = (x / step.clone()).clamp(grid.low, grid.high);
+    let rounded = level.clone() + (level.clone().round() - level).detach();
+    rounded * step
+}
+
 /// Applies batch normalisation and an activation to `[N, C, H, W]`.
 ///
 /// While training, the statistics are those of the batch, and the running ones follow.
@@ -107,7 +139,7 @@ pub fn is_training(norm: &BatchNorm, device: &Device) -> bool {
 }
 
 /// Whether a tensor is of single precision and lives on burn's CPU backend.
-fn on_cpu(x: &Tensor<4>) -> bool {
+fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && is_flex(&x.clone().into_dispatch().kind)
 }
 
@@ -301,6 +333,53 @@ mod tests {
             close(got.1, expected.1, &format!("input gradient {what}"));
             for (got, expected) in got.2.into_iter().zip(expected.2) {
                 close(got, expected, &format!("parameters and statistics {what}"));
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_equals_burns_operations() {
+        let device = Device::flex().autodiff();
+        let unsigned = Grid {
+            low: -3.0,
+            high: 12.0,
+        };
+        let signed = Grid {
+            low: -7.0,
+            high: 7.0,
+        };
+        for (shape, steps, grid) in [
+            ([2, 3, 4, 5], 1, unsigned),
+            ([4, 2, 3, 3], 4, signed),
+            ([3, 5, 90, 70], 1, unsigned),
+            ([1, 1, 1, 1], 1, signed),
+        ] {
+            let what = format!("{shape:?} {steps} {grid:?}");
+            let run = |fake: fn(Tensor<4>, Tensor<1>, Grid) -> Tensor<4>| {
+                let x = wave(shape, 3.0, &device).require_grad();
+                let step = (wave([steps], 0.05, &device) + 0.22)
+                    .detach()
+                    .require_grad();
+                let y = fake(x.clone(), step.clone(), grid);
+                let grads = (y.clone() * wave(shape, 1.0, &device)).sum().backward();
+                (
+                    y.inner(),
+                    x.grad(&grads).unwrap(),
+                    step.grad(&grads).unwrap(),
+                )
+            };
+            let (got, expected) = (run(fake_quantize), run(composed_fake_quantize));
+            close(got.0, expected.0, &format!("output {what}"));
+            close(got.1, expected.1, &format!("gradient {what}"));
+            let [got, expected] =
+                [got.2, expected.2].map(|t| t.into_data().iter::<f32>().collect::<Vec<_>>());
+            for (got, expected) in got.iter().zip(&expected) {
+                let sums = (shape.iter().product::<usize>() as f32).sqrt();
+                let tolerance = 1e-4 * sums.max(expected.abs());
+                assert!(
+                    (got - expected).abs() < tolerance,
+                    "{what}: {got}, expected {expected}"
+                );
             }
         }
     }

@@ -23,7 +23,7 @@ pub(super) fn bounds(activation: Activation) -> [f32; 2] {
 
 /// Clamps, keeping NaN so that a diverged training shows.
 #[inline(always)]
-fn clamp(x: f32, [low, high]: [f32; 2]) -> f32 {
+pub(super) fn clamp(x: f32, [low, high]: [f32; 2]) -> f32 {
     let x = if x < low { low } else { x };
     if x > high { high } else { x }
 }

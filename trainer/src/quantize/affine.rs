@@ -6,6 +6,13 @@
 use numclip::preprocess::Plan;
 
 use crate::graph::Conv;
+use crate::ops::Grid;
+
+/// The levels of weights.
+pub const WEIGHTS: Grid = Grid {
+    low: -127.0,
+    high: 127.0,
+};
 
 /// How an activation tensor is quantised to 0..=255.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,43 +64,78 @@ impl Affine {
         level.clamp(0.0, 255.0) as u8
     }
 
+    /// The levels beside that of zero.
+    pub fn grid(self) -> Grid {
+        Grid {
+            low: -f32::from(self.zero_point),
+            high: 255.0 - f32::from(self.zero_point),
+        }
+    }
+
     /// The real value of `level`.
     pub fn dequantize(self, level: u8) -> f32 {
         (f32::from(level) - f32::from(self.zero_point)) * self.scale
     }
 }
 
-/// Quantises `conv`, whose input has the scale `input_scale`.
-///
-/// `input_mean` (one value per input channel, or empty) turns on bias
-/// correction: the mean output error that rounding the weights causes is
-/// taken off the bias (Nagel et al., ICCV 2019, §4.2).
-pub fn quantize_conv(conv: &Conv, input_scale: f32, input_mean: &[f32]) -> QuantizedConv {
-    let per_output = conv.shape[1..].iter().product::<usize>().max(1);
-    let mut quantized = QuantizedConv {
-        weight: Vec::new(),
-        scales: Vec::new(),
-        bias: Vec::new(),
-    };
-    for (output, weights) in conv.weight.chunks_exact(per_output).enumerate() {
-        let scale = channel_scale(weights, conv.bias[output], input_scale);
-        let levels: Vec<i8> = weights
-            .iter()
-            .map(|weight| (weight / scale).round_ties_even().clamp(-127.0, 127.0) as i8)
-            .collect();
-        let correction = mean_error(conv, output, weights, &levels, scale, input_mean);
-        let bias =
-            f64::from(conv.bias[output] + correction) / (f64::from(input_scale) * f64::from(scale));
-        quantized
-            .bias
-            .push(bias.round_ties_even().clamp(-MAX_BIAS, MAX_BIAS) as i32);
-        quantized.weight.extend(levels);
-        quantized.scales.push(scale);
+impl QuantizedConv {
+    /// The real biases that the integers stand for, behind an input of this scale.
+    pub fn real_bias(&self, input_scale: f32) -> Vec<f32> {
+        let biases = self.bias.iter().zip(&self.scales);
+        let real = |(&bias, &scale): (&i32, &f32)| {
+            (f64::from(bias) * f64::from(input_scale) * f64::from(scale)) as f32
+        };
+        biases.map(real).collect()
     }
-    quantized
+
+    /// The real weights that the integers stand for.
+    pub fn real_weight(&self) -> Vec<f32> {
+        let fan_in = (self.weight.len() / self.scales.len().max(1)).max(1);
+        let rows = self.weight.chunks_exact(fan_in).zip(&self.scales);
+        let real = |(row, &scale): (&[i8], &f32)| {
+            let real = |&level: &i8| f32::from(level) * scale;
+            row.iter().map(real).collect::<Vec<_>>()
+        };
+        rows.flat_map(real).collect()
+    }
 }
 
-/// Biases stay within ±2³⁰, so that the sum with the products cannot overflow.
+/// Quantises `conv`, whose input has the scale `input_scale`: every weight to the nearest level.
+pub fn quantize_conv(conv: &Conv, input_scale: f32) -> QuantizedConv {
+    let rows = conv.weight.chunks_exact(conv.fan_in()).zip(&conv.bias);
+    let scales = rows.map(|(weights, &bias)| channel_scale(weights, bias, input_scale));
+    quantize_conv_to(conv, input_scale, scales.collect())
+}
+
+/// As [`quantize_conv`], with a given scale for each output channel.
+pub fn quantize_conv_to(conv: &Conv, input_scale: f32, scales: Vec<f32>) -> QuantizedConv {
+    let rows = conv.weight.chunks_exact(conv.fan_in()).zip(&scales);
+    let weight = rows.flat_map(|(weights, &scale)| {
+        let level = move |weight: &f32| weight_level(weight / scale);
+        weights.iter().map(level)
+    });
+    let biases = conv.bias.iter().zip(&scales);
+    let bias = biases.map(|(&bias, &scale)| {
+        bias_level(f64::from(bias) / (f64::from(input_scale) * f64::from(scale)))
+    });
+    QuantizedConv {
+        weight: weight.collect(),
+        bias: bias.collect(),
+        scales,
+    }
+}
+
+/// The nearest level of a weight in units of its scale.
+pub fn weight_level(weight: f32) -> i8 {
+    weight.round_ties_even().clamp(WEIGHTS.low, WEIGHTS.high) as i8
+}
+
+/// The nearest level of a bias in units of input scale times weight scale. It stays within ±2³⁰,
+/// so that the sum with the products cannot overflow.
+pub fn bias_level(bias: f64) -> i32 {
+    bias.round_ties_even().clamp(-MAX_BIAS, MAX_BIAS) as i32
+}
+
 const MAX_BIAS: f64 = 1_073_741_824.0;
 
 /// Symmetric scale of one output channel. A channel whose weights vanish
@@ -104,29 +146,6 @@ fn channel_scale(weights: &[f32], bias: f32, input_scale: f32) -> f32 {
         .fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
     let for_bias = f64::from(bias.abs()) / (f64::from(input_scale) * MAX_BIAS);
     (largest / 127.0).max(for_bias as f32).max(1e-12)
-}
-
-fn mean_error(
-    conv: &Conv,
-    output: usize,
-    weights: &[f32],
-    levels: &[i8],
-    scale: f32,
-    input_mean: &[f32],
-) -> f32 {
-    let kernel = conv.shape[2] * conv.shape[3];
-    let first = output / (conv.shape[0] / conv.groups) * conv.shape[1];
-    let Some(means) = input_mean.get(first..first + conv.shape[1]) else {
-        return 0.0;
-    };
-    let errors = weights
-        .iter()
-        .zip(levels)
-        .map(|(weight, level)| weight - f32::from(*level) * scale);
-    errors
-        .enumerate()
-        .map(|(index, error)| error * means[index / kernel])
-        .sum()
 }
 
 #[cfg(test)]
@@ -169,7 +188,7 @@ mod tests {
                 weight: weights.clone(), shape: [2, 1, 3, 3], bias: vec![0.5, -0.25], stride: [1, 1],
                 padding: [0; 4], groups: 2, activation: Activation::None,
             };
-            let quantized = quantize_conv(&conv, 0.1, &[]);
+            let quantized = quantize_conv(&conv, 0.1);
             for (index, (weight, level)) in weights.iter().zip(&quantized.weight).enumerate() {
                 let scale = quantized.scales[index / 9];
                 prop_assert!((weight - f32::from(*level) * scale).abs() <= scale * 0.501);
@@ -179,36 +198,6 @@ mod tests {
                 prop_assert!((quantized.bias[channel] as f32 * unit - bias).abs() <= unit * 0.51);
             }
         }
-    }
-
-    #[test]
-    fn bias_correction_cancels_the_mean_error() {
-        let conv = Conv {
-            weight: vec![0.304, 1.0, -0.7777, 0.123],
-            shape: [1, 4, 1, 1],
-            bias: vec![0.0],
-            stride: [1, 1],
-            padding: [0; 4],
-            groups: 1,
-            activation: Activation::None,
-        };
-        let mean = [3.0, 0.5, 2.0, 7.0];
-        let output = |quantized: &QuantizedConv| -> f32 {
-            let products: f32 = quantized
-                .weight
-                .iter()
-                .zip(mean)
-                .map(|(w, x)| f32::from(*w) * quantized.scales[0] * x)
-                .sum();
-            products + quantized.bias[0] as f32 * quantized.scales[0] * 1e-4
-        };
-        let exact: f32 = conv.weight.iter().zip(mean).map(|(w, x)| w * x).sum();
-        let plain = (output(&quantize_conv(&conv, 1e-4, &[])) - exact).abs();
-        let corrected = (output(&quantize_conv(&conv, 1e-4, &mean)) - exact).abs();
-        assert!(
-            corrected < 1e-5 && plain > 10.0 * corrected,
-            "{plain} {corrected}"
-        );
     }
 
     #[test]
@@ -222,7 +211,7 @@ mod tests {
             groups: 1,
             activation: Activation::None,
         };
-        let quantized = quantize_conv(&conv, 0.02, &[]);
+        let quantized = quantize_conv(&conv, 0.02);
         let bias = quantized.bias[0] as f32 * 0.02 * quantized.scales[0];
         assert!((bias - 2.5).abs() < 1e-3, "{quantized:?}");
     }

@@ -5,28 +5,24 @@
 //! range. Sums and pooling run between `DequantizeLinear` and
 //! `QuantizeLinear`, the form that every engine reads.
 
-use super::affine::{Affine, quantize_conv};
-use super::calibrate::Tap;
+use super::affine::{Affine, QuantizedConv};
 use super::onnx::{Builder, INPUT, conv_attributes, output_dim};
-use crate::graph::{Conv, ConvNet, Op, Value};
+use super::quantized::Quantized;
+use crate::graph::{Conv, Op, Value};
 
-/// Writes `net` in int8. `input` quantises the image tensor, `taps` holds one
-/// entry per node; `correct_bias` takes the mean rounding error of the
-/// weights off the biases.
-pub fn int8(net: &ConvNet, input: Affine, taps: &[Tap], correct_bias: bool) -> Vec<u8> {
+/// Writes `quantized` as ONNX.
+pub fn int8(quantized: &Quantized) -> Vec<u8> {
+    let net = &quantized.net;
     let mut writer = Writer {
         builder: Builder::default(),
-        net,
-        input,
-        taps,
-        correct_bias,
+        quantized,
     };
-    writer.quantize("image.quantized", INPUT, input);
-    for (index, node) in net.nodes.iter().enumerate() {
-        match &node.op {
-            Op::Conv(conv) => writer.conv(index, conv, node.inputs[0]),
-            Op::Add => writer.through_float("Add", index, &node.inputs),
-            Op::GlobalAveragePool => writer.through_float("GlobalAveragePool", index, &node.inputs),
+    writer.quantize("image.quantized", INPUT, quantized.input);
+    for (index, (node, integers)) in net.nodes.iter().zip(&quantized.convs).enumerate() {
+        match (&node.op, integers) {
+            (Op::Conv(conv), Some(integers)) => writer.conv(index, conv, integers),
+            (Op::GlobalAveragePool, _) => writer.through_float("GlobalAveragePool", index),
+            _ => writer.through_float("Add", index),
         }
     }
     let last = net.nodes.len() - 1;
@@ -36,25 +32,19 @@ pub fn int8(net: &ConvNet, input: Affine, taps: &[Tap], correct_bias: bool) -> V
 
 struct Writer<'a> {
     builder: Builder,
-    net: &'a ConvNet,
-    input: Affine,
-    taps: &'a [Tap],
-    correct_bias: bool,
+    quantized: &'a Quantized,
 }
 
 impl Writer<'_> {
     fn affine(&self, value: Value) -> Affine {
-        match value {
-            Value::Image => self.input,
-            Value::Node(index) => self.taps[index].affine,
-        }
+        self.quantized.affine(value)
     }
 
     /// Name of the quantised tensor that holds `value`.
     fn name(&self, value: Value) -> String {
         match value {
             Value::Image => "image.quantized".into(),
-            Value::Node(index) => self.net.nodes[index].name.clone(),
+            Value::Node(index) => self.quantized.net.nodes[index].name.clone(),
         }
     }
 
@@ -88,14 +78,10 @@ impl Writer<'_> {
         )
     }
 
-    fn conv(&mut self, index: usize, conv: &Conv, input: Value) {
-        let name = &self.net.nodes[index].name;
-        let means = match input {
-            Value::Node(from) if self.correct_bias => self.taps[from].channel_means.as_slice(),
-            _ => &[],
-        };
-        let quantized = quantize_conv(conv, self.affine(input).scale, means);
-        let outputs = conv.shape[0];
+    fn conv(&mut self, index: usize, conv: &Conv, quantized: &QuantizedConv) {
+        let node = &self.quantized.net.nodes[index];
+        let (name, input) = (&node.name, node.inputs[0]);
+        let (from, outputs) = (self.name(input), conv.shape[0]);
         let [in_scale, in_zero] = self.parameters(&format!("{name}.input"), self.affine(input));
         let [out_scale, out_zero] =
             self.parameters(&format!("{name}.output"), self.affine(Value::Node(index)));
@@ -113,12 +99,8 @@ impl Writer<'_> {
             &vec![0; outputs],
         );
         let bias = builder.ints(&format!("{name}.bias"), &[outputs], &quantized.bias);
-        let from = match input {
-            Value::Image => "image.quantized",
-            Value::Node(from) => &self.net.nodes[from].name,
-        };
-        let inputs = [
-            from,
+        let inputs: [&str; 9] = [
+            &from,
             &in_scale,
             &in_zero,
             &weight,
@@ -132,9 +114,11 @@ impl Writer<'_> {
     }
 
     /// `op` in floats between dequantised inputs and a quantised output.
-    fn through_float(&mut self, op: &str, index: usize, inputs: &[Value]) {
-        let name = self.net.nodes[index].name.clone();
-        let real: Vec<String> = inputs
+    fn through_float(&mut self, op: &str, index: usize) {
+        let node = &self.quantized.net.nodes[index];
+        let name = node.name.clone();
+        let real: Vec<String> = node
+            .inputs
             .iter()
             .enumerate()
             .map(|(position, &value)| self.dequantize(&format!("{name}.input{position}"), value))

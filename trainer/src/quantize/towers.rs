@@ -1,13 +1,17 @@
-//! The float form of transformers and of CLIP's residual network, which are no chain of
-//! convolutions.
+//! Transformers and CLIP's residual network, which are no chain of convolutions, in ONNX.
+
+mod integer;
+
+use std::collections::HashMap;
 
 use burn::nn::{LayerNorm, Linear};
 use burn::tensor::Tensor;
 
-use super::onnx::{Attribute, Builder, INPUT, float_nodes};
+use super::affine::Affine;
+use super::onnx::{Attribute, Builder, INPUT, conv_attributes, float_nodes};
 use crate::clip::transformer::{Attention, Block};
 use crate::clip::{Activation, VitForm};
-use crate::graph::{ConvNet, Value};
+use crate::graph::{self, Conv, ConvNet, Value};
 use crate::model::layers::ConvUnit;
 use crate::model::resnet::{AttentionPool, Bottleneck, ResNet};
 use crate::model::vit::Vit;
@@ -18,6 +22,9 @@ pub struct Tower {
     pub bytes: Vec<u8>,
     /// Multiply-accumulate operations for one image.
     pub macs: u64,
+    /// Names of the values, the image left out, that are multiplied with constant weights; each
+    /// once. Of vision transformers alone.
+    pub products: Vec<String>,
 }
 
 /// Writes a vision transformer for images of `size` height and width, followed by `tail` over its
@@ -25,6 +32,23 @@ pub struct Tower {
 pub fn vit(vit: &Vit, tail: Option<&ConvNet>, size: usize) -> Tower {
     let mut writer = Writer {
         epsilon: vit.form.epsilon() as f32,
+        ..Writer::default()
+    };
+    let stream = writer.vit(vit, size);
+    writer.finish(&stream, tail, size, vit.dim())
+}
+
+/// Writes a vision transformer as [`vit`], its products with constant weights in int8: `levels`
+/// says how the image and each of [`Tower::products`] are quantised.
+pub fn vit_int8(
+    vit: &Vit,
+    tail: Option<&ConvNet>,
+    size: usize,
+    levels: HashMap<String, Affine>,
+) -> Tower {
+    let mut writer = Writer {
+        epsilon: vit.form.epsilon() as f32,
+        levels,
         ..Writer::default()
     };
     let stream = writer.vit(vit, size);
@@ -45,6 +69,10 @@ struct Writer {
     macs: u64,
     /// ε of the layer norms.
     epsilon: f32,
+    /// What is multiplied with constant weights, in the order in which it was met.
+    products: Vec<String>,
+    /// How those are quantised, where products are written in int8.
+    levels: HashMap<String, Affine>,
 }
 
 impl Default for Writer {
@@ -53,6 +81,8 @@ impl Default for Writer {
             builder: Builder::default(),
             macs: 0,
             epsilon: VitForm::Clip.epsilon() as f32,
+            products: Vec::new(),
+            levels: HashMap::new(),
         }
     }
 }
@@ -64,15 +94,26 @@ impl Writer {
     fn vit(&mut self, vit: &Vit, size: usize) -> String {
         let [width, inputs, patch, _] = vit.patches.val().dims();
         let places = (size / patch).pow(2);
-        let kernel = plain(vit.patches.val());
-        let kernel = self
-            .builder
-            .floats("patches.weight", &[width, inputs, patch, patch], &kernel);
-        let window =
-            ["kernel_shape", "strides"].map(|name| Attribute::Ints(name, vec![patch as i64; 2]));
-        let patches = self
-            .builder
-            .node("Conv", "patches", &[INPUT, &kernel], &window);
+        let patches = Conv {
+            weight: plain(vit.patches.val()),
+            shape: [width, inputs, patch, patch],
+            bias: vec![0.0; width],
+            stride: [patch; 2],
+            padding: [0; 4],
+            groups: 1,
+            activation: graph::Activation::None,
+        };
+        let patches = match self.levels.get(INPUT).copied() {
+            Some(affine) => self.integer_conv("patches", affine, &patches),
+            None => {
+                let kernel = self
+                    .builder
+                    .floats("patches.weight", &patches.shape, &patches.weight);
+                let window = conv_attributes(&patches);
+                self.builder
+                    .node("Conv", "patches", &[INPUT, &kernel], &window)
+            }
+        };
         self.macs += (places * width * inputs * patch * patch) as u64;
         let rows = self.reshape("rows", &patches, &[0, width as i64, places as i64]);
         let rows = self.transpose("sequence", &rows, &[0, 2, 1]);
@@ -334,6 +375,12 @@ impl Writer {
     fn matmul(&mut self, name: &str, input: &str, weight: Tensor<2>, rows: usize) -> String {
         let shape = weight.dims();
         self.macs += (rows * shape[0] * shape[1]) as u64;
+        if let Some(affine) = self.levels.get(input).copied() {
+            return self.integer_matmul(name, input, affine, weight);
+        }
+        if !self.products.iter().any(|known| known == input) {
+            self.products.push(input.into());
+        }
         let weight = self
             .builder
             .floats(&format!("{name}.weight"), &shape, &plain(weight));
@@ -397,6 +444,7 @@ impl Writer {
         Tower {
             bytes: self.builder.finish(&last, [3, size, size], dim),
             macs: self.macs,
+            products: self.products,
         }
     }
 }
@@ -503,7 +551,7 @@ mod tests {
             stride: [1, 1],
             padding: [0; 4],
             groups: channels,
-            activation: crate::graph::Activation::None,
+            activation: graph::Activation::None,
         };
         let mut net = ConvNet {
             input: [channels, 1, 1],

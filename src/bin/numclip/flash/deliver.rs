@@ -1,7 +1,8 @@
 //! `numclip flash`: a package onto devices.
 
+use std::fs;
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -9,13 +10,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use numclip::flash::{Delivery, Progress, Reach, SendError, Stage, Target, place, send};
+use numclip::flash::{
+    Comparison, Delivery, Progress, Reach, SendError, Stage, Target, place, send,
+};
 use numclip::package::Package;
-use numclip::signature::{Signature, Trust};
+use numclip::signature::{PublicKey, Signature, Trust};
 use serde_json::json;
 
 use super::packages::read_signature;
 use super::reach::{ReachArgs, Session};
+use super::runtime::Program;
 use crate::exit::Exit;
 use crate::table::padded;
 
@@ -44,9 +48,15 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
     /// For dir:// targets: trusted key or folder of them, rather than the
-    /// folder's own trust.d.
+    /// folder's own trust.d. With --with-runtime: the key that a new device is
+    /// to trust.
     #[arg(long, value_name = "DIR|FILE")]
     trust: Option<PathBuf>,
+    /// Install or update numclip itself first: this binary, a systemd unit, the
+    /// user it runs as, settings. On dir:// targets in the system whose
+    /// /var/lib/numclip the folder is.
+    #[arg(long, value_name = "BINARY")]
+    with_runtime: Option<PathBuf>,
     /// Devices at a time.
     #[arg(short, long, value_name = "N", default_value = "16", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
@@ -61,12 +71,15 @@ const EXAMPLES: &str = "Examples:
   numclip flash gauge-0.1.0.numclip pi@kitchen pi@cellar:2222
   numclip flash gauge-0.1.0.numclip dir:///media/card --trust release.pub
   numclip flash gauge-0.1.0.numclip $(cat devices.txt) --remote 'sudo numclip' --json
+  numclip flash gauge-0.1.0.numclip pi@new --remote 'sudo numclip' \\
+      --with-runtime target/aarch64-unknown-linux-gnu/release/numclip --trust release.pub
 
 On the device: numclip in the PATH, and the public key in /var/lib/numclip/trust.d/.
 /var/lib/numclip/device.toml (optional) says how the service is told and watched:
   reload = \"systemctl reload numclip\"
   health = \"systemctl is-active --quiet numclip\"
-  watch_seconds = 10";
+  watch_seconds = 10
+  pictures = \"/run/numclip/pictures\"     where `run` keeps some ([keep]), for `pack --shadow`";
 
 /// Runs the command.
 ///
@@ -74,7 +87,9 @@ On the device: numclip in the PATH, and the public key in /var/lib/numclip/trust
 /// When the package or its signature cannot be used at all; a target that
 /// fails is told and the others go on.
 pub fn run(args: &Args) -> Result<Exit> {
+    let runtime = args.with_runtime.as_deref();
     let cargo = Cargo {
+        runtime: runtime.map(|path| program(path, args)).transpose()?,
         package: Package::open(&args.package)?,
         signature: read_signature(&args.package, args.signature.as_deref())?,
         trust: args.trust.as_deref().map(Trust::read).transpose()?,
@@ -107,8 +122,24 @@ pub fn run(args: &Args) -> Result<Exit> {
     })
 }
 
+fn program(path: &Path, args: &Args) -> Result<Program> {
+    let key = args.trust.as_deref().map(|path| {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let key = text.parse::<PublicKey>();
+        key.with_context(|| format!("{}: expected one key", path.display()))
+    });
+    Program::read(path, key.transpose()?)
+}
+
+/// How things arrived.
+struct Arrival {
+    program: Option<Delivery>,
+    model: Delivery,
+}
+
 /// What is delivered, and how.
 struct Cargo {
+    runtime: Option<Program>,
     package: Package,
     signature: Signature,
     trust: Option<Trust>,
@@ -117,32 +148,34 @@ struct Cargo {
 }
 
 impl Cargo {
-    fn deliver(&self, target: &Target, bar: &ProgressBar) -> Result<Delivery> {
+    fn deliver(&self, target: &Target, bar: &ProgressBar) -> Result<Arrival> {
         let (host, port) = match target {
             Target::Folder(root) => {
+                let program = self.runtime.as_ref();
+                let program = program.map(|program| program.place(root)).transpose()?;
                 let trust = self.trust.as_ref();
-                return Ok(place(
+                let model = place(
                     root,
                     &self.package,
                     &self.signature,
                     trust,
                     self.allow_downgrade,
                     &mut |progress| show(bar, progress),
-                )?);
+                )?;
+                return Ok(Arrival { program, model });
             }
             Target::Device { host, port } => (host, *port),
         };
-        let mut attempt = 1;
-        loop {
-            match self.send(host, port, bar) {
-                Err(error) if attempt < ATTEMPTS && may_be_repeated(&error) => {
-                    bar.set_message(format!("again: {error}"));
-                    thread::sleep(Duration::from_secs(1 << attempt));
-                    attempt += 1;
-                }
-                result => return result,
+        let program = match &self.runtime {
+            None => None,
+            Some(program) => {
+                let mut show = |progress| show(bar, progress);
+                let mut send = || program.send(&self.reach, host, port, &mut show);
+                Some(patiently(bar, &mut send)?)
             }
-        }
+        };
+        let model = patiently(bar, &mut || self.send(host, port, bar))?;
+        Ok(Arrival { program, model })
     }
 
     fn send(&self, host: &str, port: Option<u16>, bar: &ProgressBar) -> Result<Delivery> {
@@ -168,6 +201,21 @@ impl Cargo {
     }
 }
 
+/// Tries again what broke off.
+fn patiently(bar: &ProgressBar, send: &mut dyn FnMut() -> Result<Delivery>) -> Result<Delivery> {
+    let mut attempt = 1;
+    loop {
+        match send() {
+            Err(error) if attempt < ATTEMPTS && may_be_repeated(&error) => {
+                bar.set_message(format!("again: {error}"));
+                thread::sleep(Duration::from_secs(1 << attempt));
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// A connection that was there and broke; not a host that refuses.
 fn may_be_repeated(error: &Error) -> bool {
     let told = error.downcast_ref::<SendError>();
@@ -183,6 +231,20 @@ fn show(bar: &ProgressBar, progress: Progress) {
         }
         Progress::Sent(bytes) => bar.inc(bytes),
         Progress::Stage(Stage::Proving) => bar.set_message("replaying golden vectors"),
+        Progress::Stage(Stage::Comparing) => bar.set_message("beside the model that serves"),
+        Progress::Stage(Stage::Compared(comparison)) => {
+            let Comparison {
+                frames,
+                mean,
+                largest,
+            } = comparison;
+            let target = bar.prefix();
+            bar.suspend(|| {
+                anstream::eprintln!(
+                    "{target}  {frames} pictures: {mean} apart on average, {largest} at most"
+                );
+            });
+        }
         Progress::Stage(Stage::Switched) => bar.set_message("switched, watching the service"),
     }
 }
@@ -213,20 +275,33 @@ fn name(args: &Args, target: &Target) -> String {
     padded(&target.to_string(), longest.max().unwrap_or(0))
 }
 
-fn tell(args: &Args, target: &Target, result: &Result<Delivery>) -> std::io::Result<()> {
+fn tell(args: &Args, target: &Target, result: &Result<Arrival>) -> std::io::Result<()> {
     let mut stdout = anstream::stdout().lock();
     if args.json {
-        let (delivery, error) = match result {
-            Ok(delivery) => (Some(*delivery), None),
-            Err(error) => (None, Some(format!("{error:#}"))),
+        let line = match result {
+            Ok(Arrival { program, model }) => {
+                json!({"target": target.to_string(), "runtime": program, "delivery": model, "error": null})
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                json!({"target": target.to_string(), "runtime": null, "delivery": null, "error": error})
+            }
         };
-        let line = json!({"target": target.to_string(), "delivery": delivery, "error": error});
         return writeln!(stdout, "{line}");
     }
     let words = match result {
-        Ok(Delivery::Installed) => "\x1b[32minstalled\x1b[0m".into(),
-        Ok(Delivery::AlreadyThere) => "skipped, already there".into(),
+        Ok(Arrival { program, model }) => {
+            let program = program.map(|program| format!("; program: {}", described(program)));
+            described(*model).to_owned() + &program.unwrap_or_default()
+        }
         Err(error) => format!("\x1b[1;31mfailed\x1b[0m  {error:#}"),
     };
     writeln!(stdout, "{}  {words}", name(args, target))
+}
+
+fn described(delivery: Delivery) -> &'static str {
+    match delivery {
+        Delivery::Installed => "\x1b[32minstalled\x1b[0m",
+        Delivery::AlreadyThere => "skipped, already there",
+    }
 }

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
-use numclip::flash::{Device, Health, Model, Status, Target, status as status_of};
+use numclip::flash::{Device, Health, Model, Site, Status, Target, status_on};
 use rayon::prelude::*;
 use serde_json::json;
 
@@ -74,9 +74,11 @@ impl TargetArgs {
 /// When the table cannot be printed.
 pub fn status(args: &StatusArgs) -> Result<Exit> {
     let parse = |text: String| serde_json::from_str(&text).context("not an answer of numclip");
-    let found = args
-        .targets
-        .each("status --json", |root| Ok(status_of(root)?), parse);
+    let found = args.targets.each(
+        "status --json",
+        |root| Ok(status_on(root, Site::of(root))?),
+        parse,
+    );
     let failed = found.iter().any(|(_, status)| status.is_err());
     let text = match args.json {
         true => found.iter().map(json_line).collect(),
@@ -92,8 +94,9 @@ pub fn status(args: &StatusArgs) -> Result<Exit> {
 /// When the outcome cannot be printed.
 pub fn rollback(args: &RollbackArgs) -> Result<Exit> {
     let here = |root: &std::path::Path| {
-        Device::open(root)?.rollback()?;
-        Ok(super::store::serves(&status_of(root)?))
+        let site = Site::of(root);
+        Device::open_on(root, site)?.rollback()?;
+        Ok(super::store::serves(&status_on(root, site)?))
     };
     report(&args.targets.each("rollback", here, Ok))
 }
@@ -103,7 +106,10 @@ pub fn rollback(args: &RollbackArgs) -> Result<Exit> {
 /// # Errors
 /// When the outcome cannot be printed.
 pub fn prune(args: &PruneArgs) -> Result<Exit> {
-    let here = |root: &std::path::Path| Ok(super::store::removed(&Device::open(root)?.prune()?));
+    let here = |root: &std::path::Path| {
+        let mut device = Device::open_on(root, Site::of(root))?;
+        Ok(super::store::removed(&device.prune()?))
+    };
     report(&args.targets.each("prune", here, Ok))
 }
 

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use numclip::package::{self, Package};
+use numclip::package::{self, Index, Package, ShadowBudget};
 use numclip::signature::{Signature, Trust, check_package};
 use serde_json::json;
 
@@ -15,9 +15,7 @@ use crate::table::{aligned, columns};
 ///
 /// Holds the manifest and the files it lists, nothing that lies beside them.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
-  numclip pack models/gauge                 writes gauge-0.1.0.numclip
-  numclip pack models/gauge -o gauge.numclip && numclip sign gauge.numclip --key release.key")]
+#[command(after_help = PACK_EXAMPLES)]
 pub struct PackArgs {
     /// Folder of the model bundle.
     #[arg(value_name = "DIR")]
@@ -25,7 +23,32 @@ pub struct PackArgs {
     /// The package; NAME-VERSION.numclip unless given.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Leave the encoder out, for devices that have the same one already:
+    /// kilobytes. Bins are kept in half precision, and one small golden
+    /// picture is computed here.
+    #[arg(long)]
+    cartridge: bool,
+    /// Have devices replay the pictures that they keep (`[keep]` in the
+    /// settings of `run`) beside the model that serves, and refuse this one if
+    /// its values differ by more than this on average, in the task's unit.
+    #[arg(long, value_name = "DIFFERENCE")]
+    shadow: Option<f32>,
+    /// Pictures that must be compared at least.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 8,
+        requires = "shadow",
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    shadow_frames: u16,
 }
+
+const PACK_EXAMPLES: &str = "Examples:
+  numclip pack models/gauge                 writes gauge-0.1.0.numclip
+  numclip pack models/gauge --cartridge     writes gauge-0.1.0.cartridge.numclip
+  numclip pack models/gauge --shadow 1.5    no more than 1.5 away from the model before it
+  numclip pack models/gauge -o gauge.numclip && numclip sign gauge.numclip --key release.key";
 
 /// Unpack a package into a new folder, whole or not at all.
 #[derive(clap::Args)]
@@ -43,31 +66,41 @@ pub struct UnpackArgs {
 /// # Errors
 /// When the bundle cannot be used or the package cannot be written.
 pub fn pack(args: &PackArgs) -> Result<Exit> {
-    let bytes = package::pack(&args.model)?;
-    let path = match &args.output {
-        Some(path) => path.clone(),
-        None => {
-            let header = package::Header::read(&mut bytes.as_slice())?;
-            let index = header.index();
-            format!("{}-{}.numclip", index.name, index.version).into()
+    let (mut bytes, shift) = match args.cartridge {
+        true => {
+            let cartridge = package::cartridge(&args.model)?;
+            (cartridge.bytes, Some(cartridge.shift))
         }
+        false => (package::pack(&args.model)?, None),
     };
-    let package = package::write(&path, &bytes)?;
-    let unpacked: u64 = package
-        .header()
-        .index()
-        .files
-        .iter()
-        .map(|file| file.size)
-        .sum();
-    writeln!(
-        anstream::stdout(),
-        "{}: {} of {}",
-        path.display(),
-        size(bytes.len() as u64),
-        size(unpacked)
-    )?;
+    if let Some(difference) = args.shadow {
+        let frames = args.shadow_frames.into();
+        bytes = package::limit(&bytes, ShadowBudget { difference, frames })?;
+    }
+    let header = package::Header::read(&mut bytes.as_slice())?;
+    let index = header.index();
+    let path = args.output.clone().unwrap_or_else(|| name(index).into());
+    package::write(&path, &bytes)?;
+    let unpacked: u64 = index.files.iter().map(|file| file.size).sum();
+    let (packed, unpacked) = (size(bytes.len() as u64), size(unpacked));
+    let mut text = format!("{}: {packed} of {unpacked}\n", path.display());
+    for file in &index.requires {
+        text += &format!("needs {} ({}) on the device\n", file.name, file.sha256);
+    }
+    if let Some(shift) = shift {
+        text += &format!("half precision moves the golden values by {shift:.2e} at most\n");
+    }
+    anstream::stdout().write_all(text.as_bytes())?;
     Ok(Exit::Done)
+}
+
+/// What a package is called unless told otherwise.
+fn name(index: &Index) -> String {
+    let kind = match index.requires.is_empty() {
+        true => "",
+        false => ".cartridge",
+    };
+    format!("{}-{}{kind}.numclip", index.name, index.version)
 }
 
 /// Runs `numclip unpack`.
@@ -123,12 +156,19 @@ pub fn verify_package(path: &Path, trust: Option<&Path>, as_json: bool) -> Resul
         let signed = signed.map_or("not checked; --trust does".into(), |key| {
             format!("key {key}")
         });
-        let about = aligned(&[
+        let mut about = vec![
             ("model".into(), format!("{} {}", index.name, index.version)),
             ("sha256".into(), index.bundle_sha256().into()),
             ("signed by".into(), signed),
-        ]);
-        format!("{}\n{about}", columns(&rows))
+        ];
+        for file in &index.requires {
+            about.push(("needs".into(), format!("{} ({})", file.name, file.sha256)));
+        }
+        if let Some(ShadowBudget { difference, frames }) = index.shadow {
+            let words = format!("within {difference} of the model before, on {frames} pictures");
+            about.push(("shadow".into(), words));
+        }
+        format!("{}\n{}", columns(&rows), aligned(&about))
     };
     anstream::stdout().lock().write_all(text.as_bytes())?;
     Ok(Exit::Done)

@@ -2,7 +2,7 @@
 
 use std::io::{BufReader, Read as _};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout};
+use std::process::{Child, ChildStdin, ChildStdout, Command};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -49,7 +49,14 @@ impl Session {
     /// # Errors
     /// When ssh cannot be started.
     pub fn open(reach: &Reach, host: &str, port: Option<u16>, action: &str) -> Result<Self> {
-        let mut command = reach.command(host, port, action);
+        Self::start(reach.command(host, port, action))
+    }
+
+    /// Runs a command that [`Reach`] made.
+    ///
+    /// # Errors
+    /// When ssh cannot be started.
+    pub fn start(mut command: Command) -> Result<Self> {
         let program = PathBuf::from(command.get_program());
         let mut child = command
             .spawn()

@@ -1,12 +1,13 @@
 //! `numclip store`: the device's side, run by hand or over ssh.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write as _};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
-use anyhow::Result;
-use numclip::flash::{Device, STORE, Status, receive, status};
+use anyhow::{Context as _, Result};
+use numclip::flash::{Device, STORE, Site, Status, install_runtime, receive, status};
+use numclip::signature::PublicKey;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::exit::Exit;
@@ -46,6 +47,13 @@ enum Action {
     Rollback,
     /// Remove what neither serves nor did before.
     Prune,
+    /// Install this very program on the system that the store belongs to;
+    /// `numclip flash --with-runtime` runs this.
+    Runtime {
+        /// Public key that a device which trusts nobody yet is to trust.
+        #[arg(long, value_name = "KEY")]
+        trust: Option<String>,
+    },
 }
 
 /// Runs the command.
@@ -68,6 +76,12 @@ pub fn run(args: &Args) -> Result<Exit> {
             serves(&status(&args.store)?)
         }
         Action::Prune => removed(&Device::open(&args.store)?.prune()?),
+        Action::Runtime { ref trust } => {
+            let program = fs::read("/proc/self/exe").context("cannot read this program")?;
+            let key = trust.as_deref().map(str::parse::<PublicKey>).transpose()?;
+            let delivery = install_runtime(&args.store, &program, key.as_ref(), Site::Here)?;
+            format!("{}\n", serde_json::to_string(&delivery)?)
+        }
     };
     anstream::stdout().lock().write_all(text.as_bytes())?;
     Ok(Exit::Done)

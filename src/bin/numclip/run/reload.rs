@@ -14,7 +14,7 @@ use numclip::sink::{Sink, Surroundings};
 use sd_notify::NotifyState;
 
 use super::watch::notify;
-use super::{Args, Outlet, Running, address, load, outlets_of};
+use super::{Args, Outlet, Running, address, keeper, load, outlets_of};
 
 /// How long a sink that leaves may take for what it was given.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -119,6 +119,13 @@ impl Running {
         let (source, pace) = (&next.settings.source.address, next.settings.pace.fps);
         if *source != self.settings.source.address || pace != self.settings.pace.fps {
             self.reopen(&next.settings);
+        }
+        if next.settings.keep != self.settings.keep {
+            self.keeper =
+                keeper(&next.settings, &self.live, &self.around.tell).unwrap_or_else(|error| {
+                    (self.around.tell)(format!("{error:#}"));
+                    None
+                });
         }
         let old = describe(&self.pipeline);
         (self.settings, self.pipeline) = (next.settings, next.pipeline);

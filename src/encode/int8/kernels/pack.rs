@@ -11,6 +11,7 @@ pub struct Matrix {
     weights: Bytes,
     bias: Vec<i32>,
     multiplier: Vec<f32>,
+    offset: Vec<f32>,
     outputs: usize,
     segments: usize,
     groups: usize,
@@ -72,6 +73,7 @@ impl Matrix {
             weights: Bytes::zeroed(slots * segments * groups * layout.slot_bytes()),
             bias: vec![0; slots],
             multiplier: vec![0.0; slots],
+            offset: vec![0.0; slots],
             outputs,
             segments,
             groups,
@@ -98,6 +100,9 @@ impl Matrix {
             let output = panel.first + output;
             self.bias[panel.before + slot] = folded_bias(conv, output, zero_point, layout.shift);
             self.multiplier[panel.before + slot] = conv.multiplier[output];
+            if let Some(&offset) = conv.offset.get(output) {
+                self.offset[panel.before + slot] = offset;
+            }
             let window = window(conv, inputs, output, segment);
             let groups = bytes.chunks_exact_mut(panel.slots * layout.slot_bytes());
             for (group, weights) in groups.zip(window.chunks_exact(layout.depth)) {
@@ -137,14 +142,15 @@ impl Matrix {
         &self.panels
     }
 
-    /// Weights, biases and multipliers of a panel.
-    pub fn panel(&self, panel: &Panel) -> (&[u8], &[i32], &[f32]) {
+    /// Weights, biases, multipliers and offsets of a panel.
+    pub fn panel(&self, panel: &Panel) -> (&[u8], &[i32], &[f32], &[f32]) {
         let each = self.segments * self.groups * self.layout.slot_bytes();
         let slots = panel.before..panel.before + panel.slots;
         (
             &self.weights.as_slice()[slots.start * each..slots.end * each],
             &self.bias[slots.clone()],
-            &self.multiplier[slots],
+            &self.multiplier[slots.clone()],
+            &self.offset[slots],
         )
     }
 }

@@ -2,7 +2,7 @@
 //! nothing better is to be had.
 
 use super::pack::{Layout, TapLayout, as_they_are};
-use super::{Dense, Depthwise, Kernels, Matrix, Taps};
+use super::{Dense, Depthwise, Kernels, Matrix, Requant, Taps, put_reals};
 use crate::encode::int8::plan::Conv;
 
 /// Kernels for any machine.
@@ -42,15 +42,15 @@ impl Kernels for Scalar {
     fn dense(&self, dense: &Dense<'_>, to: &mut [u8]) {
         dense.check(to);
         let (windows, matrix) = (dense.windows, dense.matrix);
-        for (pixel, to) in to.chunks_exact_mut(matrix.outputs()).enumerate() {
+        let width = dense.width();
+        for (pixel, to) in to.chunks_exact_mut(matrix.outputs() * width).enumerate() {
             let (row, column) = (pixel / windows.columns, pixel % windows.columns);
             let window = &dense.from[row * windows.row_step + column * windows.column_step..];
             for panel in matrix.panels() {
-                let (weights, bias, multiplier) = matrix.panel(panel);
+                let (weights, bias, multiplier, offset) = matrix.panel(panel);
                 let sums = products(window, windows.segment_step, matrix, weights, bias);
-                for slot in 0..panel.outputs {
-                    to[panel.first + slot] = dense.requant.level(sums[slot], multiplier[slot]);
-                }
+                let to = &mut to[panel.first * width..][..panel.outputs * width];
+                store(dense.requant, &sums, [multiplier, offset], to);
             }
         }
     }
@@ -73,6 +73,23 @@ impl Kernels for Scalar {
                     .level(sum, depthwise.taps.multiplier[channel]);
             }
         }
+    }
+}
+
+/// The levels of as many sums as `to` holds, or their reals.
+fn store(
+    requant: Option<Requant>,
+    sums: &[i32; SLOTS],
+    [multiplier, offset]: [&[f32]; 2],
+    to: &mut [u8],
+) {
+    let Some(requant) = requant else {
+        let real = |slot: usize| sums[slot] as f32 * multiplier[slot] + offset[slot];
+        let reals: [f32; SLOTS] = std::array::from_fn(real);
+        return put_reals(to, &reals);
+    };
+    for ((to, sum), multiplier) in to.iter_mut().zip(sums).zip(multiplier) {
+        *to = requant.level(*sum, *multiplier);
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Strip<'a> {
     pub bias: &'a [i32],
     /// A multiplier for each slot.
     pub multiplier: &'a [f32],
+    /// What is added to the real value of each slot.
+    pub offset: &'a [f32],
 }
 
 /// Output pixels that lie side by side in a row.
@@ -26,7 +28,7 @@ pub struct Tile<'a> {
     pub pixels: usize,
     /// Levels, from the first pixel's window on.
     pub from: &'a [u8],
-    /// Output, from the panel's first level of the first pixel on.
+    /// Output, from the panel's first value of the first pixel on.
     pub to: &'a mut [u8],
 }
 
@@ -37,19 +39,21 @@ pub fn for_each_tile(dense: &Dense<'_>, to: &mut [u8], pixels: usize, compute: i
     let (windows, matrix) = (dense.windows, dense.matrix);
     let tiles = windows.columns.div_ceil(pixels);
     for panel in matrix.panels() {
-        let (weights, bias, multiplier) = matrix.panel(panel);
+        let (weights, bias, multiplier, offset) = matrix.panel(panel);
         let strip = Strip {
             dense,
             panel,
             weights,
             bias,
             multiplier,
+            offset,
         };
         for row in 0..windows.rows {
             for tile in 0..tiles {
                 let first = tile * windows.columns / tiles;
                 let pixels = (tile + 1) * windows.columns / tiles - first;
                 let at = (row * windows.columns + first) * matrix.outputs() + panel.first;
+                let at = at * dense.width();
                 compute(Tile {
                     strip: &strip,
                     pixels,

@@ -1,9 +1,11 @@
 //! Convolutions and linear layers, in either style.
 
 use super::operands::Weights;
-use super::{FloatOp, Floats, Lowering, MAX_LEVEL, Pending, Value};
-use crate::encode::int8::graph::{Data, GraphError, MAX_SIZE, Node, count};
-use crate::encode::int8::plan::{Affine, Conv, Shape, Step, Tail, TensorId, Window};
+use super::window::{is_depthwise, window};
+use super::{FloatOp, Floats, Lowering, MAX_LEVEL, Pending, Value, planes};
+use crate::encode::int8::graph::{Constant, Data, GraphError, MAX_SIZE, Node, count};
+use crate::encode::int8::plan::{Affine, Conv, Shape, Step, Tail, Target, TensorId, Window};
+use crate::encode::int8::view::{Source, View};
 
 /// A linear operation on levels whose result has no levels yet.
 #[derive(Clone)]
@@ -18,6 +20,8 @@ pub struct Linear {
     /// One for each output.
     scales: Vec<f32>,
     bias: Bias,
+    /// Dimensions of the result, where it is rows and no picture.
+    rows: Option<Vec<usize>>,
 }
 
 /// A bias as the graph holds it.
@@ -29,9 +33,9 @@ enum Bias {
     Real(Vec<f64>),
 }
 
-impl Lowering<'_> {
+impl<'a> Lowering<'a> {
     /// `QLinearConv`: x, w and y with scale and zero point each, then the bias.
-    pub fn quantized_conv(&mut self, node: &Node) -> Result<Value, GraphError> {
+    pub fn quantized_conv(&mut self, node: &'a Node) -> Result<Value, GraphError> {
         let from = self.levels(node, 0)?;
         let weights = self.weights(node, 3, 0)?;
         let bias = self.integer_bias(node, 8)?;
@@ -40,15 +44,60 @@ impl Lowering<'_> {
     }
 
     /// `QLinearMatMul`: a, b and y with scale and zero point each.
-    pub fn quantized_matmul(&mut self, node: &Node) -> Result<Value, GraphError> {
+    pub fn quantized_matmul(&mut self, node: &'a Node) -> Result<Value, GraphError> {
         let from = self.levels(node, 0)?;
+        if !self.graph.constants.contains_key(node.input(3)) {
+            return self.quantized_product(node);
+        }
         let weights = self.weights(node, 3, 1)?;
         let linear = self.layer(node, from, &weights, false, Bias::None)?;
         self.emit_as_levels(node, linear, 6)
     }
 
+    /// `MatMulInteger`: a, b and their zero points.
+    pub fn integer_matmul(&mut self, node: &'a Node) -> Result<Value, GraphError> {
+        let from = self.integer_levels(node)?;
+        let weights = self.integer_weights(node, 1)?;
+        let linear = self.layer(node, from, &weights, false, Bias::None)?;
+        Ok(Value::Sums(linear))
+    }
+
+    /// `ConvInteger`: x, w and their zero points.
+    pub fn integer_conv(&mut self, node: &'a Node) -> Result<Value, GraphError> {
+        let from = self.integer_levels(node)?;
+        let weights = self.integer_weights(node, 0)?;
+        let linear = self.conv(node, from, &weights, Bias::None)?;
+        Ok(Value::Sums(linear))
+    }
+
+    /// Integer sums times a constant, which is what one of them means.
+    pub fn scaled_sums(
+        &self,
+        node: &Node,
+        mut sums: Linear,
+        factors: &Constant,
+    ) -> Result<Value, GraphError> {
+        let outputs = sums.scales.len();
+        let scale = self.tensors[sums.from.0].affine.scale;
+        let factors = sums.along_outputs(factors).ok_or_else(|| {
+            node.error(format!(
+                "multiplies sums with {:?}; expected one number, or one for each of {outputs} outputs",
+                factors.dims
+            ))
+        })?;
+        sums.scales = factors.iter().map(|factor| factor / scale).collect();
+        match sums
+            .scales
+            .iter()
+            .all(|scale| scale.is_normal() && *scale > 0.0)
+        {
+            true => Ok(Value::Pending(Pending::of(FloatOp::Linear(sums)))),
+            false => Err(node.error("a scale of its sums is not positive")),
+        }
+    }
+
     /// `QGemm`: A and B with scale and zero point each, C, then y's.
-    pub fn quantized_gemm(&mut self, node: &Node) -> Result<Value, GraphError> {
+    pub fn quantized_gemm(&mut self, node: &'a Node) -> Result<Value, GraphError> {
         let transposed = gemm_transposes(node)?;
         let from = self.levels(node, 0)?;
         let weights = self.weights(node, 3, usize::from(!transposed))?;
@@ -58,7 +107,10 @@ impl Lowering<'_> {
     }
 
     /// `Conv` between `DequantizeLinear` and `QuantizeLinear`.
-    pub fn float_conv(&mut self, node: &Node) -> Result<Value, GraphError> {
+    pub fn float_conv(&mut self, node: &'a Node) -> Result<Value, GraphError> {
+        if self.graph.constants.contains_key(node.input(1)) {
+            return self.pointwise(node);
+        }
         let from = self.real(node, 0)?;
         let weights = self.dequantized_weights(node, 1)?;
         let bias = self.float_bias(node, 2)?;
@@ -66,13 +118,19 @@ impl Lowering<'_> {
         Ok(Value::Pending(Pending::of(FloatOp::Linear(linear))))
     }
 
-    /// `Gemm` or `MatMul`, of levels or, at the end, of floats.
-    pub fn float_linear(&mut self, node: &Node) -> Result<Value, GraphError> {
+    /// `Gemm` or `MatMul`, of levels or of floats.
+    pub fn float_linear(&mut self, node: &'a Node) -> Result<Value, GraphError> {
         let transposed = node.op == "Gemm" && gemm_transposes(node)?;
         if let Some(constant) = self.graph.constants.get(node.input(1))
             && let Data::F32(weight) = &constant.data
         {
-            return self.float_layer(node, weight, &constant.dims, transposed);
+            return match self.floats(node) {
+                Ok(floats) => self.float_layer(node, floats, weight, &constant.dims, transposed),
+                Err(_) => self.product(node, transposed),
+            };
+        }
+        if !matches!(self.value(node, 1)?, Value::Weights(_)) {
+            return self.product(node, transposed);
         }
         let from = self.real(node, 0)?;
         let weights = self.dequantized_weights(node, 1)?;
@@ -85,11 +143,11 @@ impl Lowering<'_> {
     fn float_layer(
         &self,
         node: &Node,
+        (id, mut floats): (TensorId, Floats),
         weight: &[f32],
         dims: &[usize],
         transposed: bool,
     ) -> Result<Value, GraphError> {
-        let (id, mut floats) = self.floats(node)?;
         let [inputs, outputs] = matrix(node, dims, transposed)?;
         if inputs != floats.values {
             return Err(node.error(format!("{inputs} inputs for {} values", floats.values)));
@@ -161,17 +219,56 @@ impl Lowering<'_> {
             .collect();
         check_sums(node, &linear.weight, &bias, &multiplier)?;
         let to = self.push(linear.shape, affine);
+        if let Some(rows) = &linear.rows {
+            self.rows.insert(to, rows.clone());
+        }
+        let no_offset = Vec::new();
+        self.push_conv(
+            linear,
+            Target::Levels(to, range),
+            (bias, no_offset),
+            multiplier,
+        );
+        Ok(to)
+    }
+
+    /// Makes a step of a linear operation whose result stays in floats.
+    pub fn emit_reals(&mut self, node: &Node, linear: Linear) -> Result<View, GraphError> {
+        if linear.depthwise {
+            return Err(node.error("needs the levels of a depthwise convolution's result"));
+        }
+        let scale = self.tensors[linear.from.0].affine.scale;
+        let multiplier: Vec<f32> = linear.scales.iter().map(|other| scale * other).collect();
+        let bias = vec![0; multiplier.len()];
+        let offset = linear.bias.reals(node, &multiplier)?;
+        check_sums(node, &linear.weight, &bias, &multiplier)?;
+        let id = self.push_reals(node, &[linear.shape.values()])?;
+        let view = match &linear.rows {
+            Some(rows) => View::whole(Source::Real(id), rows),
+            None => planes(Source::Real(id), linear.shape),
+        };
+        self.push_conv(linear, Target::Reals(id), (bias, offset), multiplier);
+        Ok(view)
+    }
+
+    fn push_conv(
+        &mut self,
+        linear: Linear,
+        to: Target,
+        (bias, offset): (Vec<i32>, Vec<f32>),
+        multiplier: Vec<f32>,
+    ) {
         self.steps.push(Step::Conv(Conv {
             from: linear.from,
             to,
+            shape: linear.shape,
             window: linear.window,
             depthwise: linear.depthwise,
             weight: linear.weight,
             bias,
             multiplier,
-            range,
+            offset,
         }));
-        Ok(to)
     }
 
     fn conv(
@@ -187,7 +284,7 @@ impl Lowering<'_> {
                 weights.dims
             )));
         };
-        let shape = self.shape(from);
+        let shape = self.picture(node, from)?;
         let depthwise = is_depthwise(node, shape.channels, outputs, inputs)?;
         let window = window(node, [height, width], shape)?;
         let fitted = window.output(shape.height, shape.width);
@@ -205,6 +302,7 @@ impl Lowering<'_> {
             weight: weights.bytes(node)?,
             scales: weights.scales_along(node, 0)?,
             bias,
+            rows: None,
         };
         checked(node, linear)
     }
@@ -221,8 +319,12 @@ impl Lowering<'_> {
     ) -> Result<Linear, GraphError> {
         let [inputs, outputs] = matrix(node, &weights.dims, transposed)?;
         let shape = self.shape(from);
-        if shape.pixels() != 1 || shape.channels != inputs {
+        let mut rows = self.rows.get(&from).cloned();
+        if (shape.pixels() != 1 && rows.is_none()) || shape.channels != inputs {
             return Err(node.error(format!("a layer of {inputs} inputs on {shape:?}")));
+        }
+        if let Some(last) = rows.as_mut().and_then(|rows| rows.last_mut()) {
+            *last = outputs;
         }
         let bytes = weights.bytes(node)?;
         let bytes = match transposed {
@@ -234,8 +336,7 @@ impl Lowering<'_> {
         let linear = Linear {
             shape: Shape {
                 channels: outputs,
-                height: 1,
-                width: 1,
+                ..shape
             },
             from,
             window: Window::POINT,
@@ -243,8 +344,25 @@ impl Lowering<'_> {
             weight: bytes,
             scales: weights.scales_along(node, usize::from(!transposed))?,
             bias,
+            rows,
         };
         checked(node, linear)
+    }
+
+    /// The levels that input 0 holds, where input 2 is their zero point.
+    fn integer_levels(&mut self, node: &'a Node) -> Result<TensorId, GraphError> {
+        let from = match self.value(node, 0)?.clone() {
+            Value::Levels(id) => id,
+            Value::LevelsOf(view, affine) => self.requantize(node, view, affine)?,
+            _ => return Err(node.error("input 0 is not quantised")),
+        };
+        let expected = self.tensors[from.0].affine.zero_point;
+        match self.zero_point(node, 2)? {
+            zero_point if zero_point == expected => Ok(from),
+            zero_point => Err(node.error(format!(
+                "input 0 was written with zero point {expected}, and is read with {zero_point}"
+            ))),
+        }
     }
 
     fn dequantized_weights(&self, node: &Node, index: usize) -> Result<Weights, GraphError> {
@@ -286,7 +404,54 @@ impl Lowering<'_> {
     }
 }
 
+impl Linear {
+    /// Whether its result is rows and no picture.
+    pub fn has_rows(&self) -> bool {
+        self.rows.is_some()
+    }
+
+    /// The same with these added to its outputs; `None` where they are not one
+    /// for each, or it has a bias.
+    pub fn with_bias(&self, values: &Constant) -> Option<Self> {
+        let whole = matches!(self.bias, Bias::None) && values.count() == self.scales.len();
+        let values = self.along_outputs(values).filter(|_| whole)?;
+        Some(Self {
+            bias: Bias::Real(values.iter().map(|&value| value.into()).collect()),
+            ..self.clone()
+        })
+    }
+
+    /// One of these for each output, where they follow the dimension of the outputs.
+    fn along_outputs(&self, values: &Constant) -> Option<Vec<f32>> {
+        let outputs = self.scales.len();
+        let floats = values.floats()?;
+        if let &[value] = floats {
+            return Some(vec![value; outputs]);
+        }
+        // Behind the outputs, a picture has height and width.
+        let behind = if self.rows.is_some() { 0 } else { 2 };
+        let at = values.dims.len().checked_sub(1 + behind);
+        let fits = at.is_some_and(|at| values.dims[at] == outputs) && floats.len() == outputs;
+        let flat = self.shape.pixels() == 1 && values.dims == [outputs];
+        (fits || flat).then(|| floats.to_vec())
+    }
+}
+
 impl Bias {
+    /// One real value for each of `units`, in which levels are counted.
+    fn reals(&self, node: &Node, units: &[f32]) -> Result<Vec<f32>, GraphError> {
+        let reals: Vec<f32> = match self {
+            Self::None => vec![0.0; units.len()],
+            Self::Levels(levels) => {
+                let levels = levels.iter().zip(units);
+                levels.map(|(&level, unit)| level as f32 * unit).collect()
+            }
+            Self::Real(values) => values.iter().map(|&value| value as f32).collect(),
+        };
+        check_count(node, "biases", reals.len(), units.len())?;
+        Ok(reals)
+    }
+
     /// One integer for each of `scales`, in units of what `unit` makes of it.
     fn levels(
         &self,
@@ -322,60 +487,6 @@ fn checked(node: &Node, linear: Linear) -> Result<Linear, GraphError> {
         true => Ok(linear),
         false => Err(node.error(format!("its result has {sizes:?} values"))),
     }
-}
-
-fn is_depthwise(
-    node: &Node,
-    channels: usize,
-    outputs: usize,
-    inputs: usize,
-) -> Result<bool, GraphError> {
-    let groups = usize::try_from(node.int("group", 1)).unwrap_or(0);
-    match (groups, inputs) {
-        (1, inputs) if inputs == channels => Ok(false),
-        (groups, 1) if groups == channels && groups == outputs => Ok(true),
-        _ => Err(node.error(format!(
-            "{groups} groups of {inputs} inputs for {channels} channels and {outputs} outputs; expected one group, or one for each channel"
-        ))),
-    }
-}
-
-fn window(node: &Node, kernel: [usize; 2], shape: Shape) -> Result<Window, GraphError> {
-    let dilations: [usize; 2] = node.sizes("dilations", 1)?;
-    let stride: [usize; 2] = node.sizes("strides", 1)?;
-    let padding = match node.text("auto_pad") {
-        "" | "NOTSET" => node.sizes("pads", 0)?,
-        "VALID" => [0; 4],
-        "SAME_UPPER" => same(kernel, stride, shape, false),
-        "SAME_LOWER" => same(kernel, stride, shape, true),
-        other => return Err(node.error(format!("auto_pad {other}"))),
-    };
-    let small = padding
-        .iter()
-        .zip([kernel, kernel].as_flattened())
-        .all(|(padding, kernel)| padding < kernel);
-    match dilations == [1; 2] && !kernel.contains(&0) && !stride.contains(&0) && small {
-        true => Ok(Window { kernel, stride, padding }),
-        false => Err(node.error(format!(
-            "kernel {kernel:?}, strides {stride:?}, pads {padding:?}, dilations {dilations:?}; expected no dilation and pads below the kernel"
-        ))),
-    }
-}
-
-/// Padding by which an output has `⌈input / stride⌉` pixels along each side.
-fn same(kernel: [usize; 2], stride: [usize; 2], shape: Shape, lower: bool) -> [usize; 4] {
-    let along = |size: usize, axis: usize| {
-        let covered = (size.div_ceil(stride[axis].max(1)) - 1) * stride[axis] + kernel[axis];
-        let total = covered.saturating_sub(size);
-        let less = total / 2;
-        if lower {
-            [total - less, less]
-        } else {
-            [less, total - less]
-        }
-    };
-    let ([top, bottom], [left, right]) = (along(shape.height, 0), along(shape.width, 1));
-    [top, left, bottom, right]
 }
 
 /// Inputs and outputs of a linear layer's weights.

@@ -41,20 +41,36 @@ impl Lowering<'_> {
     pub fn affine(&self, node: &Node, index: usize) -> Result<Affine, GraphError> {
         let scale = self.scalar(node, node.input(index))?;
         check_scale(node, scale)?;
-        let zero_point = match node.input(index + 1) {
-            "" => 0,
-            _ => match &self.constant(node, index + 1)?.data {
-                Data::U8(levels) if levels.len() == 1 => levels[0],
-                Data::I8(levels) if levels.len() == 1 => levels[0].cast_unsigned() ^ SIGN,
-                _ => {
-                    return Err(node.error(format!(
-                        "input {}: expected one zero point of 8 bits",
-                        index + 1
-                    )));
-                }
-            },
-        };
+        let zero_point = self.zero_point(node, index + 1)?;
         Ok(Affine { scale, zero_point })
+    }
+
+    /// Zero point of an activation; 0 where it is left out.
+    pub fn zero_point(&self, node: &Node, index: usize) -> Result<u8, GraphError> {
+        if node.input(index).is_empty() {
+            return Ok(0);
+        }
+        match &self.constant(node, index)?.data {
+            Data::U8(levels) if levels.len() == 1 => Ok(levels[0]),
+            Data::I8(levels) if levels.len() == 1 => Ok(levels[0].cast_unsigned() ^ SIGN),
+            _ => Err(node.error(format!("input {index}: expected one zero point of 8 bits"))),
+        }
+    }
+
+    /// The constants of input 1, with zero points in input 3, whose scales are yet to come.
+    pub fn integer_weights(&self, node: &Node, axis: usize) -> Result<Weights, GraphError> {
+        let constant = self.constant(node, 1)?;
+        let zero_points = match node.input(3) {
+            "" => Vec::new(),
+            _ => integers(node, self.constant(node, 3)?)?,
+        };
+        let weights = Weights {
+            dims: constant.dims.clone(),
+            levels: integers(node, constant)?,
+            scales: vec![1.0],
+            axis,
+        };
+        weights.without_zero_points(node, &zero_points)
     }
 
     /// Quantised constants that stand at `index` with their scale and zero
@@ -105,6 +121,16 @@ impl Weights {
                 self.axis
             ))),
         }
+    }
+
+    /// The real values.
+    pub fn reals(&self) -> Vec<f32> {
+        let after: usize = self.dims.iter().skip(self.axis.saturating_add(1)).product();
+        let scale = |index: usize| self.scales[index / after.max(1) % self.scales.len()];
+        let levels = self.levels.iter().enumerate();
+        levels
+            .map(|(index, &level)| level as f32 * scale(index))
+            .collect()
     }
 
     /// The levels as weights of this engine.

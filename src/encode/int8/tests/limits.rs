@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prost::Message as _;
 
 use super::tensor;
-use crate::encode::int8::plan::{Plan, Shape, Tail, TensorId};
+use crate::encode::int8::plan::{Output, Plan, Shape, Tail, TensorId};
 use crate::encode::int8::program::Program;
 use crate::encode::int8::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, data_type,
@@ -130,12 +130,16 @@ fn an_embedding_that_is_not_finite_is_an_error() {
     };
     let plan = Plan {
         tensors: vec![tensor(shape, 0)],
+        reals: Vec::new(),
+        constants: Vec::new(),
         steps: Vec::new(),
-        last: TensorId(0),
-        tail: vec![Tail::Linear {
-            weight: vec![f32::MAX],
-            bias: vec![f32::MAX],
-        }],
+        output: Output::Levels(
+            TensorId(0),
+            vec![Tail::Linear {
+                weight: vec![f32::MAX],
+                bias: vec![f32::MAX],
+            }],
+        ),
     };
     let program = Program::new(plan, kernels::all()[0]).unwrap();
     let runner = Runner::new(Arc::new(program));

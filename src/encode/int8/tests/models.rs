@@ -14,7 +14,10 @@ use crate::frame::{Frame, PixelFormat};
 use crate::preprocess::Preprocessor;
 
 const SIZE: usize = 16;
-const FORMS: [(&str, &[u8], &[u8]); 3] = [
+/// Name, model, and what ONNX Runtime makes of the image.
+type Form = (&'static str, &'static [u8], &'static [u8]);
+
+const FORMS: [Form; 3] = [
     (
         "qdq-u8",
         include_bytes!("../../../../tests/data/int8/qdq-u8.onnx"),
@@ -32,7 +35,35 @@ const FORMS: [(&str, &[u8], &[u8]); 3] = [
     ),
 ];
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
+pub const TRANSFORMERS: [Form; 5] = [
+    (
+        "vit-erf",
+        include_bytes!("../../../../tests/data/int8/vit-erf.onnx"),
+        include_bytes!("../../../../tests/data/int8/vit-erf.f32"),
+    ),
+    (
+        "vit-quick",
+        include_bytes!("../../../../tests/data/int8/vit-quick.onnx"),
+        include_bytes!("../../../../tests/data/int8/vit-quick.f32"),
+    ),
+    (
+        "vit-qdq",
+        include_bytes!("../../../../tests/data/int8/vit-qdq.onnx"),
+        include_bytes!("../../../../tests/data/int8/vit-qdq.f32"),
+    ),
+    (
+        "vit-qdq-linear",
+        include_bytes!("../../../../tests/data/int8/vit-qdq-linear.onnx"),
+        include_bytes!("../../../../tests/data/int8/vit-qdq-linear.f32"),
+    ),
+    (
+        "vit-qoperator",
+        include_bytes!("../../../../tests/data/int8/vit-qoperator.onnx"),
+        include_bytes!("../../../../tests/data/int8/vit-qoperator.f32"),
+    ),
+];
+
+pub fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes
         .as_chunks()
         .0
@@ -41,7 +72,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
         .collect()
 }
 
-fn image() -> Vec<f32> {
+pub fn image() -> Vec<f32> {
     floats(include_bytes!("../../../../tests/data/int8/image.f32"))
 }
 
@@ -52,13 +83,20 @@ fn run(model: &[u8], kernels: &'static dyn Kernels) -> Result<Vec<f32>, GraphErr
 
 #[test]
 fn models_of_onnx_runtimes_quantiser_give_its_outputs() {
-    for (name, model, expected) in FORMS {
+    for (name, model, expected) in FORMS.into_iter().chain(TRANSFORMERS) {
         let expected = floats(expected);
         let span = expected
             .iter()
             .fold(0.0_f32, |span, value| span.max(value.abs()));
+        let mut first = None;
         for kernels in kernels::all() {
             let got = run(model, kernels).unwrap();
+            assert_eq!(
+                first.get_or_insert(got.clone()),
+                &got,
+                "{name}, {}",
+                kernels.name()
+            );
             for (got, expected) in got.iter().zip(&expected) {
                 // One level of 8 bits is at most this share of the largest value.
                 assert!(
@@ -147,11 +185,11 @@ proptest! {
 
     #[test]
     fn damaged_models_are_refused_or_run(
-        form in 0_usize..3,
+        form in 0_usize..FORMS.len() + TRANSFORMERS.len(),
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {
-        let mut model = FORMS[form].1.to_vec();
+        let mut model = [&FORMS[..], &TRANSFORMERS].concat()[form].1.to_vec();
         for (at, byte) in damage {
             let at = at.index(model.len());
             model[at] = byte;

@@ -1,23 +1,42 @@
 //! `trainer export`
 
-use std::path::PathBuf;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use numclip::bundle::Precision;
-use numclip_trainer::export::{Exported, Options, export};
-use numclip_trainer::fit::Weights;
+use numclip_trainer::export::{
+    Budget, Evidence, ExportError, Exported, Options, Wanted, export, page,
+};
+use numclip_trainer::fit::{Run, Weights};
+use numclip_trainer::quantize::range::RangeMethod;
+use numclip_trainer::quantize::recipe::Changes;
 use numclip_trainer::report;
+use serde_json::json;
+
+use crate::tflite;
 
 /// Turn a run's weights into a bundle for numclip.
 ///
 /// Folds the network, quantises it, measures float and int8 on the validation
 /// and test images, and reads the bundle back before it gets its name. A tower
 /// of CLIP has a float form only.
+///
+/// How ranges, weights and biases become integers is said by `[export]` of the
+/// task file or by the flags here. With a budget or `--search` other ways are
+/// tried too, from the cheapest to the dearest, on the validation images: the
+/// first within the budget is taken, without one the best. An encoder that
+/// breaks its budget is written only with `--force`; else the exit code is 1.
+/// Precision is not mixed layer by layer: the int8 engine runs whole networks.
 #[derive(Args)]
 #[command(after_help = "\
-Example:
-  trainer export runs/gauge --out models/gauge")]
+Examples:
+  trainer export runs/gauge --out models/gauge
+  trainer export runs/gauge --out models/gauge --search --report
+  trainer export runs/gauge --out models/gauge --budget-mae 0.05 --budget-ms 30
+  trainer export runs/gauge --out models/gauge --range percentile=0.9999 --equalize
+  trainer export runs/gauge --out models/gauge --qat-epochs 3")]
 pub struct Export {
     /// Folder of the run
     #[arg(value_name = "RUN")]
@@ -31,6 +50,49 @@ pub struct Export {
     /// Which weights; the last ones where validation images are too few to choose by
     #[arg(long, value_enum, default_value_t = Which::Best)]
     weights: Which,
+    /// Most that the mean absolute error may grow by on validation images, in the task's unit
+    #[arg(long, value_name = "ERROR", value_parser = amount)]
+    budget_mae: Option<f64>,
+    /// Most milliseconds for one picture, on one thread of this machine
+    #[arg(long, value_name = "MS", value_parser = amount)]
+    budget_ms: Option<f64>,
+    /// Write the bundle even if it breaks the budget
+    #[arg(long)]
+    force: bool,
+    /// Try all methods and take the best
+    #[arg(long)]
+    search: bool,
+    /// Epochs of fine-tuning with the rounding inside, after the methods above
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    qat_epochs: usize,
+    /// Measure every layer and engine, and write the page RUN/quantization.html
+    #[arg(long)]
+    report: bool,
+    /// Add the encoder in TensorFlow Lite's format too
+    #[arg(long)]
+    tflite: bool,
+    #[command(flatten)]
+    recipe: Recipe,
+    /// One JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "How int8 is made (default: as the task file says)")]
+struct Recipe {
+    /// Ranges of activations: min-max, moving-average[=M], percentile[=P], entropy or mse
+    #[arg(long, value_name = "METHOD")]
+    range: Option<RangeMethod>,
+    /// Equalise channels across layers
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    equalize: Option<bool>,
+    /// Round weights together instead of each to its nearest level
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    adaptive_rounding: Option<bool>,
+    /// Let biases take up the mean error
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    bias_correction: Option<bool>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -59,31 +121,129 @@ impl Export {
             Which::Best => Weights::Best,
             Which::Last => Weights::Last,
         };
-        let stage = |name: &str| eprintln!("{name} …");
         let exported = export(&Options {
             run: &self.run,
             out: &self.out,
             precision,
             weights,
-            stage: &stage,
-        })?;
-        print(&exported);
-        let page = report::of_run(&self.run, exported.measured)?;
-        eprintln!("report: {}", page.display());
-        eprintln!("bundle: {}", self.out.display());
+            int8: self.wanted(),
+            stage: &|name| eprintln!("{name} …"),
+        });
+        if let Err(ExportError::Budget(evidence)) = &exported {
+            match self.json {
+                true => println!("{}", json!({ "quantization": evidence })),
+                false => print!("{}", evidence_text(evidence)),
+            }
+        }
+        let exported = exported?;
+        if self.tflite {
+            tflite::add(&self.out)?;
+        }
+        match self.json {
+            true => println!("{}", self.to_json(&exported)),
+            false => print!("{}{}", evidence_text(&exported.evidence), text(&exported)),
+        }
+        if self.report {
+            let (_, config, _) = Run::read(&self.run)?;
+            say("quantisation", &page::write(&self.run, &config, &exported)?);
+        }
+        exported
+            .evidence
+            .broken
+            .iter()
+            .for_each(|line| eprintln!("warning: {line}"));
+        say("report", &report::of_run(&self.run, exported.measured)?);
+        say("bundle", &self.out);
         Ok(())
+    }
+
+    fn wanted(&self) -> Wanted {
+        let recipe = &self.recipe;
+        Wanted {
+            changes: Changes {
+                range: recipe.range,
+                equalize: recipe.equalize,
+                adaptive_rounding: recipe.adaptive_rounding,
+                bias_correction: recipe.bias_correction,
+            },
+            search: self.search || self.budget_mae.is_some(),
+            aware_epochs: self.qat_epochs,
+            budget: Budget {
+                mae: self.budget_mae,
+                milliseconds: self.budget_ms,
+            },
+            force: self.force,
+            details: self.report,
+        }
+    }
+
+    fn to_json(&self, exported: &Exported) -> serde_json::Value {
+        json!({
+            "bundle": self.out,
+            "reports": exported.reports,
+            "encoder_bytes": exported.encoder_bytes,
+            "macs": exported.macs,
+            "lowest_cosine": exported.lowest_cosine,
+            "quantization": exported.evidence,
+        })
     }
 }
 
-fn print(exported: &Exported) {
-    println!(
-        "{:<6} {:<9} {:>6} {:>8} {:>8} {:>9}",
+fn amount(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err("expected a number, 0 or more".into()),
+    }
+}
+
+fn say(what: &str, path: &Path) {
+    eprintln!("{what}: {}", path.display());
+}
+
+/// What was tried, and how fast the engines are.
+fn evidence_text(evidence: &Evidence) -> String {
+    let mut text = String::new();
+    const TITLE: &str = "tried on validation images";
+    let methods = evidence.tried.iter().map(|tried| tried.method.as_str());
+    let lengths = methods.chain([TITLE]).map(|name| name.chars().count());
+    let width = lengths.max().unwrap_or(0);
+    if !evidence.tried.is_empty() {
+        let _ = writeln!(
+            text,
+            "  {TITLE:<width$} {:>8} {:>9} {:>8} {:>8}",
+            "mae", "increase", "drift", "cosine"
+        );
+    }
+    for tried in &evidence.tried {
+        let score = &tried.score;
+        let mark = if tried.chosen { '*' } else { ' ' };
+        let _ = writeln!(
+            text,
+            "{mark} {:<width$} {:>8.4} {:>+9.4} {:>8.4} {:>8.5}",
+            tried.method, score.mae, score.mae_increase, score.drift, score.lowest_cosine
+        );
+    }
+    for latency in &evidence.latencies {
+        let precision = format!("{:?}", latency.precision).to_lowercase();
+        let _ = writeln!(
+            text,
+            "{:.2} ms for one picture by {} ({precision}), one thread",
+            latency.milliseconds, latency.engine
+        );
+    }
+    text
+}
+
+fn text(exported: &Exported) -> String {
+    let mut text = format!(
+        "{:<6} {:<9} {:>6} {:>8} {:>8} {:>9}\n",
         "split", "precision", "images", "mae", "rmse", "accuracy"
     );
     for report in &exported.reports {
         let metrics = &report.metrics;
         let precision = format!("{:?}", report.precision).to_lowercase();
-        println!(
+        let _ = writeln!(
+            text,
             "{:<6} {:<9} {:>6} {:>8.4} {:>8.4} {:>9.4}",
             report.split,
             precision,
@@ -93,12 +253,14 @@ fn print(exported: &Exported) {
             metrics.accuracy_expectation
         );
     }
-    println!(
+    let _ = writeln!(
+        text,
         "encoder {:.2} MB, {:.0} million multiply-accumulates",
         exported.encoder_bytes as f64 / 1e6,
         exported.macs as f64 / 1e6,
     );
     if let Some(cosine) = exported.lowest_cosine {
-        println!("int8 against float: cosine at least {cosine:.4}");
+        let _ = writeln!(text, "int8 against float: cosine at least {cosine:.4}");
     }
+    text
 }

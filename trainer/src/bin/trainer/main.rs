@@ -8,6 +8,7 @@ mod plan;
 mod report;
 mod repro;
 mod synth;
+mod tflite;
 mod variant;
 
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ enum Command {
     Report(report::Report),
     Repro(repro::Repro),
     Export(export::Export),
+    Tflite(tflite::Tflite),
     Inspect(inspect::Inspect),
 }
 
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Command::Report(command) => command.run(),
         Command::Repro(command) => command.run(),
         Command::Export(command) => command.run(),
+        Command::Tflite(command) => command.run(),
         Command::Inspect(command) => command.run(),
     };
     match result {

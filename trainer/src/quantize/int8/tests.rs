@@ -1,96 +1,40 @@
 //! The written network, run by tract, against plain integer loops.
 
-use numclip::encode::Model as _;
+use burn::tensor::Device;
+use numclip::encode::Model;
+use numclip::encode::int8::Int8Model;
 use numclip::encode::tract::TractModel;
-use numclip::preprocess::Plan;
 use numclip::verify::cosine;
 
 use super::*;
-use crate::graph::{Activation, Node};
-use crate::quantize::calibrate::{RangeMethod, calibrate};
 use crate::quantize::onnx;
-
-const SIZE: usize = 12;
-
-/// Numbers between −1 and 1 that look random.
-fn noise(count: usize, seed: u32) -> Vec<f32> {
-    let value = |i: u32| {
-        ((i.wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(40_503)) >> 8) as f32 / (1 << 23) as f32
-            - 1.0
-    };
-    (0..count as u32).map(|i| value(i + 1)).collect()
-}
-
-fn conv(
-    seed: u32,
-    shape: [usize; 4],
-    stride: usize,
-    padding: [usize; 4],
-    groups: usize,
-    activation: Activation,
-) -> Op {
-    let fan = shape[1..].iter().product::<usize>() as f32;
-    Op::Conv(Conv {
-        weight: noise(shape.iter().product(), seed)
-            .iter()
-            .map(|w| w * (3.0 / fan).sqrt())
-            .collect(),
-        shape,
-        bias: noise(shape[0], seed + 1).iter().map(|b| b * 0.2).collect(),
-        stride: [stride; 2],
-        padding,
-        groups,
-        activation,
-    })
-}
-
-/// Every kind of node: stem with one-sided padding, depthwise, linear
-/// pointwise, residual sum, pooling, head.
-fn network() -> ConvNet {
-    let mut net = ConvNet {
-        input: [3, SIZE, SIZE],
-        nodes: Vec::<Node>::new(),
-    };
-    let stem = net.push(
-        "stem",
-        conv(1, [8, 3, 3, 3], 2, [0, 0, 1, 1], 1, Activation::Relu6),
-        vec![Value::Image],
-    );
-    let depthwise = net.push(
-        "dw",
-        conv(3, [8, 1, 3, 3], 1, [1; 4], 8, Activation::Relu),
-        vec![stem],
-    );
-    let linear = net.push(
-        "pw",
-        conv(5, [8, 8, 1, 1], 1, [0; 4], 1, Activation::None),
-        vec![depthwise],
-    );
-    let sum = net.push("sum", Op::Add, vec![stem, linear]);
-    let pool = net.push("pool", Op::GlobalAveragePool, vec![sum]);
-    net.push(
-        "head",
-        conv(7, [16, 8, 1, 1], 1, [0; 4], 1, Activation::None),
-        vec![pool],
-    );
-    net
-}
+use crate::quantize::range::RangeMethod;
+use crate::quantize::recipe::{Calibrated, Recipe};
+use crate::quantize::simulate::{Network, batch};
+use crate::quantize::tests::{SIZE, images, network, plan};
 
 /// The levels of one node's output.
 type Levels = Vec<u8>;
 
-/// `net` in integers by the definition of each operator.
-fn reference(net: &ConvNet, input: Affine, taps: &[Tap], image: &[f32]) -> Vec<f32> {
+/// The network in integers by the definition of each operator.
+fn reference(quantized: &Quantized, image: &[f32]) -> Vec<f32> {
+    let Quantized {
+        net,
+        input,
+        outputs: affines,
+        convs,
+    } = quantized;
+    let input = *input;
     let image: Levels = image.iter().map(|&value| input.quantize(value)).collect();
     let shapes = net.output_shapes();
     let mut outputs: Vec<Levels> = Vec::new();
     for (index, node) in net.nodes.iter().enumerate() {
         let read = |value: Value| match value {
             Value::Image => (&image, input, net.input),
-            Value::Node(from) => (&outputs[from], taps[from].affine, shapes[from]),
+            Value::Node(from) => (&outputs[from], affines[from], shapes[from]),
         };
         let (levels, affine, shape) = read(node.inputs[0]);
-        let to = taps[index].affine;
+        let to = affines[index];
         let real = |(levels, affine): (&Levels, Affine)| {
             levels
                 .iter()
@@ -98,7 +42,10 @@ fn reference(net: &ConvNet, input: Affine, taps: &[Tap], image: &[f32]) -> Vec<f
                 .collect::<Vec<_>>()
         };
         let output = match &node.op {
-            Op::Conv(conv) => integer_conv(conv, levels, affine, shape, to, shapes[index]),
+            Op::Conv(conv) => {
+                let integers = convs[index].as_ref().unwrap();
+                integer_conv((conv, integers), levels, affine, shape, to, shapes[index])
+            }
             Op::Add => {
                 let (other, other_affine, _) = read(node.inputs[1]);
                 let (a, b) = (real((levels, affine)), real((other, other_affine)));
@@ -115,7 +62,7 @@ fn reference(net: &ConvNet, input: Affine, taps: &[Tap], image: &[f32]) -> Vec<f
         };
         outputs.push(output);
     }
-    let last = taps[taps.len() - 1].affine;
+    let last = affines[affines.len() - 1];
     outputs
         .pop()
         .unwrap()
@@ -125,14 +72,13 @@ fn reference(net: &ConvNet, input: Affine, taps: &[Tap], image: &[f32]) -> Vec<f
 }
 
 fn integer_conv(
-    conv: &Conv,
+    (conv, quantized): (&Conv, &QuantizedConv),
     x: &Levels,
     from: Affine,
     [_, h, w]: [usize; 3],
     to: Affine,
     out: [usize; 3],
 ) -> Levels {
-    let quantized = quantize_conv(conv, from.scale, &[]);
     let [_, inputs, kh, kw] = conv.shape;
     let mut levels = Levels::new();
     for o in 0..out[0] {
@@ -162,40 +108,61 @@ fn integer_conv(
     levels
 }
 
-fn encode(bytes: &[u8], image: &[f32]) -> Vec<f32> {
-    let model = TractModel::from_bytes("test", bytes, SIZE, 16).unwrap();
+fn encode(model: &dyn Model, image: &[f32]) -> Vec<f32> {
     model.session().unwrap().encode(image).unwrap()
 }
 
+fn tract(bytes: &[u8]) -> TractModel {
+    TractModel::from_bytes("test", bytes, SIZE, 16).unwrap()
+}
+
+/// Every way to quantise the test network.
+fn recipes() -> Vec<Recipe> {
+    let plain = RangeMethod::all().map(|range| Recipe {
+        range,
+        equalize: false,
+        adaptive_rounding: false,
+        bias_correction: false,
+    });
+    let refined = plain.map(|recipe| Recipe {
+        equalize: true,
+        adaptive_rounding: true,
+        bias_correction: true,
+        ..recipe
+    });
+    [plain, refined].concat()
+}
+
+/// Largest distance of two embeddings in levels of the output.
+fn levels_apart(quantized: &Quantized, a: &[f32], b: &[f32]) -> f32 {
+    let level = quantized.outputs[quantized.outputs.len() - 1].scale;
+    let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs() / level);
+    apart.fold(0.0, f32::max)
+}
+
 #[test]
-fn tract_computes_what_integer_loops_do() {
-    let net = network();
-    let plan = Plan {
-        mean: [0.5; 3],
-        std: [0.5; 3],
-        ..Plan::clip(SIZE as u32)
-    };
-    let images: Vec<Vec<f32>> = (0..6)
-        .map(|seed| noise(3 * SIZE * SIZE, 100 + seed))
-        .collect();
-    for method in [
-        RangeMethod::MinMax,
-        RangeMethod::Mse,
-        RangeMethod::Percentile { keep: 0.999 },
-    ] {
-        let taps = calibrate(&net, &images, method).unwrap();
-        let input = Affine::of_input(&plan);
-        let bytes = int8(&net, input, &taps, false);
-        let level = taps[taps.len() - 1].affine.scale;
-        for image in &images {
-            let (got, expected) = (encode(&bytes, image), reference(&net, input, &taps, image));
-            let worst = got
-                .iter()
-                .zip(&expected)
-                .map(|(a, b)| (a - b).abs() / level)
-                .fold(0.0, f32::max);
-            assert!(worst <= 1.01, "{method:?}: {worst} levels apart");
-            assert!(cosine(&got, &net.forward(image)) > 0.99, "{method:?}");
+fn engines_and_simulation_compute_what_integer_loops_do() {
+    let (net, images) = (network(), images(6));
+    let mut calibrated = Calibrated::new(net.clone(), Affine::of_input(&plan()), &images).unwrap();
+    for recipe in recipes() {
+        let quantized = calibrated.quantize(&recipe).unwrap();
+        let bytes = int8(&quantized);
+        let engine = Int8Model::from_bytes("test", &bytes, SIZE, 16).unwrap();
+        let simulated = Network::int8(&quantized, &Device::flex());
+        let simulated = simulated.forward(batch(&images, net.input, &Device::flex()));
+        let simulated: Vec<f32> = simulated.into_data().iter::<f32>().collect();
+        for (image, simulated) in images.iter().zip(simulated.chunks(16)) {
+            let expected = reference(&quantized, image);
+            let apart = |got: &[f32]| levels_apart(&quantized, got, &expected);
+            let (tract, engine) = (encode(&tract(&bytes), image), encode(&engine, image));
+            assert!(apart(&tract) <= 1.01, "{recipe}: tract, {}", apart(&tract));
+            assert!(apart(&engine) <= 1.01, "{recipe}: int8, {}", apart(&engine));
+            assert!(
+                apart(simulated) <= 1.01,
+                "{recipe}: simulation, {}",
+                apart(simulated)
+            );
+            assert!(cosine(&expected, &net.forward(image)) > 0.99, "{recipe}");
         }
     }
 }
@@ -203,8 +170,11 @@ fn tract_computes_what_integer_loops_do() {
 #[test]
 fn the_float_form_is_the_network() {
     let net = network();
-    let image = noise(3 * SIZE * SIZE, 9);
-    let (got, expected) = (encode(&onnx::float(&net), &image), net.forward(&image));
+    let image = images(1).remove(0);
+    let (got, expected) = (
+        encode(&tract(&onnx::float(&net)), &image),
+        net.forward(&image),
+    );
     for (a, b) in got.iter().zip(&expected) {
         assert!((a - b).abs() < 1e-5, "{got:?} {expected:?}");
     }

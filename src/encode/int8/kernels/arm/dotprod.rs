@@ -5,7 +5,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::neon;
-use super::store::{LANES, store};
+use super::store::{LANES, store, store_panel};
 use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
 use crate::encode::int8::kernels::tiles::{Tile, for_each_tile};
 use crate::encode::int8::kernels::{Dense, Depthwise, Kernels, Matrix, Taps};
@@ -143,8 +143,12 @@ unsafe fn compute<const V: usize>(tile: Tile<'_>) {
                 from = from.add(4);
             }
         }
-        let (requant, outputs) = (strip.dense.requant, strip.panel.outputs);
-        let mut pixels = tile.to.chunks_mut(matrix.outputs()).take(tile.pixels);
+        let width = strip.dense.width();
+        let outputs = strip.panel.outputs * width;
+        let mut pixels = tile
+            .to
+            .chunks_mut(matrix.outputs() * width)
+            .take(tile.pixels);
         for n in 0..PIXELS {
             if let Some(to) = pixels.next() {
                 let mut of_pixel = [sums[0][n]; V];
@@ -152,7 +156,7 @@ unsafe fn compute<const V: usize>(tile: Tile<'_>) {
                     *of_pixel = sums[n];
                 }
                 let to = &mut to[..outputs];
-                store(requant, &of_pixel, strip.multiplier.as_ptr(), to);
+                store_panel(strip, &of_pixel, to);
             }
         }
     }

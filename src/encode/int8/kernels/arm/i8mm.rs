@@ -6,7 +6,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::dotprod;
-use super::store::{LANES, store};
+use super::store::{LANES, store_panel};
 use crate::encode::int8::kernels::pack::{Layout, as_they_are};
 use crate::encode::int8::kernels::tiles::{Tile, for_each_tile};
 use crate::encode::int8::kernels::{Dense, Depthwise, Kernels, Matrix, Taps};
@@ -135,16 +135,14 @@ unsafe fn compute<const P: usize, const V: usize, const W: usize>(tile: Tile<'_>
                 weights = weights.add(16 * W);
             }
         }
-        for (pair, to) in tile.to.chunks_mut(2 * matrix.outputs()).enumerate().take(P) {
+        let width = strip.dense.width();
+        let step = matrix.outputs() * width;
+        for (pair, to) in tile.to.chunks_mut(2 * step).enumerate().take(P) {
             let pixels = rows::<V, W>(&sums[pair]);
             let count = tile.pixels - 2 * pair;
-            for (sums, to) in pixels
-                .iter()
-                .zip(to.chunks_mut(matrix.outputs()))
-                .take(count)
-            {
-                let to = &mut to[..strip.panel.outputs];
-                store(strip.dense.requant, sums, strip.multiplier.as_ptr(), to);
+            for (sums, to) in pixels.iter().zip(to.chunks_mut(step)).take(count) {
+                let to = &mut to[..strip.panel.outputs * width];
+                store_panel(strip, sums, to);
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use std::arch::aarch64::*;
 
-use super::store::{LANES, store};
+use super::store::{LANES, store, store_panel};
 use crate::encode::int8::kernels::pack::{Layout, TapLayout};
 use crate::encode::int8::kernels::tiles::{Tile, for_each_tile};
 use crate::encode::int8::kernels::{Dense, Depthwise, Kernels, Matrix, Taps};
@@ -159,10 +159,11 @@ unsafe fn compute<const N: usize, const V: usize, const PAIRS: bool>(tile: Tile<
                 from = from.add(4);
             }
         }
-        let pixels = tile.to.chunks_mut(matrix.outputs()).zip(&sums);
+        let width = strip.dense.width();
+        let pixels = tile.to.chunks_mut(matrix.outputs() * width).zip(&sums);
         for (to, sums) in pixels {
-            let to = &mut to[..strip.panel.outputs];
-            store(strip.dense.requant, sums, strip.multiplier.as_ptr(), to);
+            let to = &mut to[..strip.panel.outputs * width];
+            store_panel(strip, sums, to);
         }
     }
 }

@@ -2,10 +2,29 @@
 
 use std::arch::aarch64::*;
 
-use crate::encode::int8::kernels::Requant;
+use crate::encode::int8::kernels::tiles::Strip;
+use crate::encode::int8::kernels::{Requant, put_reals};
 
 /// Sums of a vector.
 pub const LANES: usize = 4;
+
+/// The levels of up to `4·V` sums of a panel, in order, or their real values:
+/// `to` says how many bytes.
+///
+/// # Safety
+/// The panel has `4·V` slots, `V` is even.
+#[inline]
+#[target_feature(enable = "neon")]
+pub unsafe fn store_panel<const V: usize>(strip: &Strip<'_>, sums: &[int32x4_t; V], to: &mut [u8]) {
+    let (multiplier, offset) = (strip.multiplier.as_ptr(), strip.offset.as_ptr());
+    // SAFETY: there is a multiplier and an offset for each slot.
+    unsafe {
+        match strip.dense.requant {
+            Some(requant) => store(requant, sums, multiplier, to),
+            None => store_reals(sums, multiplier, offset, to),
+        }
+    }
+}
 
 /// The levels of up to `4·V` sums, in order: `to` says how many.
 ///
@@ -32,6 +51,31 @@ pub unsafe fn store<const V: usize>(
             Ok(to) => unsafe { vst1_u8(to.as_mut_ptr(), levels) },
             Err(_) => store_some(levels, to),
         }
+    }
+}
+
+/// The real values of up to `4·V` sums.
+///
+/// # Safety
+/// `4·V` multipliers and offsets may be read.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn store_reals<const V: usize>(
+    sums: &[int32x4_t; V],
+    multiplier: *const f32,
+    offset: *const f32,
+    to: &mut [u8],
+) {
+    for (v, to) in to.chunks_mut(4 * LANES).enumerate().take(V) {
+        let mut reals = [0.0; LANES];
+        // SAFETY: the caller's, and the array has four floats.
+        unsafe {
+            let multiplier = vld1q_f32(multiplier.add(LANES * v));
+            let offset = vld1q_f32(offset.add(LANES * v));
+            let scaled = vmulq_f32(vcvtq_f32_s32(sums[v]), multiplier);
+            vst1q_f32(reals.as_mut_ptr(), vaddq_f32(scaled, offset));
+        }
+        put_reals(to, &reals);
     }
 }
 

@@ -1,4 +1,4 @@
-//! AVX2, with AVX-VNNI where the processor has it.
+//! AVX2 with FMA, and with AVX-VNNI where the processor has it.
 //!
 //! Plain AVX2 has no exact product of unsigned with signed bytes: weights are
 //! widened to 16 bits when they are packed, levels as they are read.
@@ -8,11 +8,12 @@ use std::arch::x86_64::*;
 use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
 use crate::encode::int8::kernels::tiles::{Strip, Tile, for_each_tile};
 use crate::encode::int8::kernels::{
-    Dense, Depthwise, Kernels, Matrix, Requant, Sum, Taps, elementwise,
+    Dense, Depthwise, FloatWork, Kernels, Matrix, Requant, Sum, Taps, elementwise, floats,
+    put_reals,
 };
-use crate::encode::int8::plan::Conv;
+use crate::encode::int8::plan::{Conv, Target};
 
-/// Proof that the processor has AVX2, and AVX-VNNI where `vnni` is set: only
+/// Proof that the processor has AVX2 and FMA, and AVX-VNNI where `vnni` is set: only
 /// [`Avx2::detect`] and [`Avx2::detect_vnni`] make one.
 pub struct Avx2 {
     vnni: bool,
@@ -40,32 +41,44 @@ fn slot(output: usize) -> usize {
     output % 8 / 4 * LANES + output / 8 * 4 + output % 4
 }
 
+/// Reals are stored as they are summed.
+const fn in_order(_: usize, slot: usize) -> usize {
+    slot
+}
+
+static LAYOUTS: [Layout; 2] = [layout(order), layout(in_order)];
+static LAYOUTS_VNNI: [Layout; 2] = [layout_vnni(order), layout_vnni(in_order)];
+
 /// Weights as they are.
-static LAYOUT_VNNI: Layout = Layout {
-    slots: BLOCK,
-    narrow: 0,
-    order,
-    depth: 4,
-    weight_bytes: 1,
-    shift: 0,
-    place: as_they_are,
-};
+const fn layout_vnni(order: fn(usize, usize) -> usize) -> Layout {
+    Layout {
+        slots: BLOCK,
+        narrow: 0,
+        order,
+        depth: 4,
+        weight_bytes: 1,
+        shift: 0,
+        place: as_they_are,
+    }
+}
 
 /// Weights of 16 bits: those of bytes 0 and 2 for all slots, then 1 and 3.
-static LAYOUT: Layout = Layout {
-    slots: BLOCK,
-    narrow: 0,
-    order,
-    depth: 4,
-    weight_bytes: 2,
-    shift: 0,
-    place: |group, slots, slot, weights| {
-        for (index, &weight) in weights.iter().enumerate() {
-            let at = 4 * (index % 2 * slots + slot) + index / 2 * 2;
-            group[at..at + 2].copy_from_slice(&i16::from(weight).to_le_bytes());
-        }
-    },
-};
+const fn layout(order: fn(usize, usize) -> usize) -> Layout {
+    Layout {
+        slots: BLOCK,
+        narrow: 0,
+        order,
+        depth: 4,
+        weight_bytes: 2,
+        shift: 0,
+        place: |group, slots, slot, weights| {
+            for (index, &weight) in weights.iter().enumerate() {
+                let at = 4 * (index % 2 * slots + slot) + index / 2 * 2;
+                group[at..at + 2].copy_from_slice(&i16::from(weight).to_le_bytes());
+            }
+        },
+    }
+}
 
 /// Weights of 16 bits, those of two taps beside each other.
 static TAPS: TapLayout = TapLayout {
@@ -83,17 +96,22 @@ static TAPS: TapLayout = TapLayout {
 impl Avx2 {
     /// The token for plain AVX2.
     pub fn detect() -> Option<&'static Self> {
-        is_x86_feature_detected!("avx2").then_some(&AVX2)
+        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        has.then_some(&AVX2)
     }
 
     /// The token for AVX2 with AVX-VNNI.
     pub fn detect_vnni() -> Option<&'static Self> {
-        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni");
-        has.then_some(&AVX_VNNI)
+        let plain = Self::detect().is_some();
+        (plain && is_x86_feature_detected!("avxvnni")).then_some(&AVX_VNNI)
     }
 
-    fn layout(&self) -> &'static Layout {
-        if self.vnni { &LAYOUT_VNNI } else { &LAYOUT }
+    fn layout(&self, to: Target) -> &'static Layout {
+        let layouts = if self.vnni { &LAYOUTS_VNNI } else { &LAYOUTS };
+        match to {
+            Target::Levels(..) => &layouts[0],
+            Target::Reals(_) => &layouts[1],
+        }
     }
 }
 
@@ -103,7 +121,7 @@ impl Kernels for Avx2 {
     }
 
     fn pack_dense(&self, conv: &Conv, inputs: usize, zero_point: u8) -> Matrix {
-        Matrix::pack(self.layout(), conv, inputs, zero_point)
+        Matrix::pack(self.layout(conv.to), conv, inputs, zero_point)
     }
 
     fn dense(&self, dense: &Dense<'_>, to: &mut [u8]) {
@@ -151,6 +169,15 @@ impl Kernels for Avx2 {
         // SAFETY: `self` proves the features.
         unsafe { inner(sum, from, to) }
     }
+
+    fn float(&self, work: FloatWork<'_>) {
+        #[target_feature(enable = "avx2,fma")]
+        fn inner(work: FloatWork<'_>) {
+            floats::run(work);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inner(work) }
+    }
 }
 
 /// Defines a tile of up to `$pixels` pixels by 16 outputs. Windows beyond the
@@ -166,6 +193,7 @@ macro_rules! define_tile {
                 weights,
                 bias,
                 multiplier,
+                offset,
                 panel,
             } = *tile.strip;
             let (windows, matrix) = (dense.windows, dense.matrix);
@@ -196,10 +224,20 @@ macro_rules! define_tile {
                 unsafe { _mm256_loadu_ps(multiplier[at..][..LANES].as_ptr()) }
             });
             // Small enough to be unrolled at once: else the sums live in memory.
-            let (requant, outputs) = (dense.requant, panel.outputs);
-            let (pixels, step) = (tile.pixels, matrix.outputs());
-            for (to, sums) in tile.to.chunks_mut(step).zip(&sums).take(pixels) {
-                store(requant, sums, multiplier, &mut to[..outputs]);
+            let (pixels, width) = (tile.pixels, dense.width());
+            let (step, outputs) = (matrix.outputs() * width, panel.outputs * width);
+            let results = tile.to.chunks_mut(step).zip(&sums).take(pixels);
+            match dense.requant {
+                Some(requant) => {
+                    for (to, sums) in results {
+                        store(requant, sums, multiplier, &mut to[..outputs]);
+                    }
+                }
+                None => {
+                    for (to, sums) in results {
+                        store_reals(sums, multiplier, offset, &mut to[..outputs]);
+                    }
+                }
             }
         }
     };
@@ -258,6 +296,24 @@ fn store(requant: Requant, sums: &[__m256i; 2], multiplier: [__m256; 2], to: &mu
         Ok(to) => *to = sixteen,
         Err(_) => to.copy_from_slice(&sixteen[..to.len()]),
     }
+}
+
+/// The real values of up to 16 outputs.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_reals(sums: &[__m256i; 2], multiplier: [__m256; 2], offset: &[f32], to: &mut [u8]) {
+    let mut reals = [0.0; BLOCK];
+    for v in 0..2 {
+        let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[v]), multiplier[v]);
+        let offset = &offset[LANES * v..][..LANES];
+        let lanes = &mut reals[LANES * v..][..LANES];
+        // SAFETY: both slices have 8 floats.
+        unsafe {
+            let offset = _mm256_loadu_ps(offset.as_ptr());
+            _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_add_ps(scaled, offset));
+        }
+    }
+    put_reals(to, &reals);
 }
 
 /// 16 channels of a depthwise convolution.

@@ -5,11 +5,11 @@ use std::arch::x86_64::*;
 use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
 use crate::encode::int8::kernels::tiles::{Tile, for_each_tile};
 use crate::encode::int8::kernels::{
-    Dense, Depthwise, Kernels, Matrix, Requant, Sum, Taps, elementwise,
+    Dense, Depthwise, FloatWork, Kernels, Matrix, Requant, Sum, Taps, elementwise, floats,
 };
-use crate::encode::int8::plan::Conv;
+use crate::encode::int8::plan::{Conv, Target};
 
-/// Proof that the processor has AVX-512 F, BW, VL and VNNI: only
+/// Proof that the processor has AVX-512 F, BW, VL and VNNI, and FMA: only
 /// [`Avx512::detect`] makes one.
 pub struct Avx512(());
 
@@ -31,15 +31,20 @@ fn order(slots: usize, slot: usize) -> usize {
     }
 }
 
-static LAYOUT: Layout = Layout {
+static LAYOUT: Layout = Layout { order, ..IN_ORDER };
+
+/// Reals are stored as they are summed.
+const IN_ORDER: Layout = Layout {
     slots: 2 * LANES,
     narrow: LANES,
-    order,
+    order: |_, slot| slot,
     depth: 4,
     weight_bytes: 1,
     shift: 0,
     place: as_they_are,
 };
+
+static LAYOUT_OF_REALS: Layout = IN_ORDER;
 
 /// Four rows of a column are interleaved byte by byte within lanes of 16
 /// channels; vector `q` then holds channels `4q` to `4q + 3` of each lane.
@@ -64,6 +69,7 @@ impl Avx512 {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("avx512vnni");
         has.then_some(&AVX512)
     }
@@ -75,7 +81,11 @@ impl Kernels for Avx512 {
     }
 
     fn pack_dense(&self, conv: &Conv, inputs: usize, zero_point: u8) -> Matrix {
-        Matrix::pack(&LAYOUT, conv, inputs, zero_point)
+        let layout = match conv.to {
+            Target::Levels(..) => &LAYOUT,
+            Target::Reals(_) => &LAYOUT_OF_REALS,
+        };
+        Matrix::pack(layout, conv, inputs, zero_point)
     }
 
     fn dense(&self, dense: &Dense<'_>, to: &mut [u8]) {
@@ -127,6 +137,15 @@ impl Kernels for Avx512 {
         }
         // SAFETY: `self` proves the features.
         unsafe { inner(from, sums) }
+    }
+
+    fn float(&self, work: FloatWork<'_>) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+        fn inner(work: FloatWork<'_>) {
+            floats::run(work);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inner(work) }
     }
 }
 
@@ -206,12 +225,26 @@ unsafe fn compute<const N: usize, const V: usize>(tile: Tile<'_>) {
         for (v, multiplier) in multiplier.iter_mut().enumerate() {
             *multiplier = _mm512_loadu_ps(strip.multiplier.as_ptr().add(LANES * v));
         }
-        let (requant, step) = (strip.dense.requant, matrix.outputs());
+        let step = matrix.outputs() * strip.dense.width();
         let outputs = u32::MAX >> (32 - strip.panel.outputs);
         let to = tile.to.as_mut_ptr();
         // Small enough to be unrolled at once: else the sums live in memory.
-        for (n, sums) in sums.iter().enumerate() {
-            store_pixel(requant, outputs, sums, &multiplier, to.add(n * step));
+        match strip.dense.requant {
+            Some(requant) => {
+                for (n, sums) in sums.iter().enumerate() {
+                    store_pixel(requant, outputs, sums, &multiplier, to.add(n * step));
+                }
+            }
+            None => {
+                let mut offset = [_mm512_setzero_ps(); V];
+                for (v, offset) in offset.iter_mut().enumerate() {
+                    *offset = _mm512_loadu_ps(strip.offset.as_ptr().add(LANES * v));
+                }
+                for (n, sums) in sums.iter().enumerate() {
+                    let to = to.add(n * step).cast();
+                    store_reals(outputs, sums, [&multiplier, &offset], to);
+                }
+            }
         }
     }
 }
@@ -254,6 +287,27 @@ unsafe fn store_pixel<const V: usize>(
                 outputs => _mm_mask_storeu_epi8(to.cast(), outputs as u16, bytes),
             }
         }
+    }
+}
+
+/// The real values of one pixel.
+///
+/// # Safety
+/// Where `outputs` has a bit, floats may be written from `to` on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store_reals<const V: usize>(
+    outputs: u32,
+    sums: &[__m512i; V],
+    [multiplier, offset]: [&[__m512; V]; 2],
+    to: *mut f32,
+) {
+    for v in 0..V {
+        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), multiplier[v]);
+        let reals = _mm512_add_ps(scaled, offset[v]);
+        let mask = (outputs >> (LANES * v)) as u16;
+        // SAFETY: the mask has a bit for each of the panel's outputs and no other.
+        unsafe { _mm512_mask_storeu_ps(to.add(LANES * v), mask, reals) };
     }
 }
 

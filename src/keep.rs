@@ -1,0 +1,129 @@
+//! The last pictures of a running camera, kept so that a new model can be
+//! compared with the one that serves before it takes over.
+//!
+//! Nothing is kept unless it is asked for. What is kept is a ring of JPEG
+//! files, readable by their owner alone: so many pictures, the oldest replaced
+//! first, in a folder that by default lies in memory and is gone with the
+//! power. The worker hands a frame over and makes no copy; the rest happens on
+//! a thread of its own.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use image::ExtendedColorType;
+use image::codecs::jpeg::JpegEncoder;
+
+use crate::live::{Glimpse, Tap};
+use crate::preprocess::{Filter, Preprocessor};
+use crate::view::RegionError;
+
+/// Longest side of a picture in pixels.
+const SIDE: u32 = 1280;
+/// Quality of a picture, 1 to 100: what JPEG adds matters less than noise.
+const QUALITY: u8 = 95;
+/// How long the next frame is waited for.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// What is kept, and where.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Keep {
+    /// The folder, which is made if need be.
+    pub folder: PathBuf,
+    /// Pictures at most.
+    pub frames: usize,
+    /// Time between two pictures.
+    pub every: Duration,
+}
+
+/// Keeps pictures until it is dropped.
+pub struct Keeper {
+    // The thread ends when it is gone.
+    _alive: Sender<()>,
+}
+
+impl Keeper {
+    /// Keeps pictures that `tap` hands over. `tell` hears when they can no
+    /// longer be written.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or used.
+    pub fn start(
+        tap: Arc<Tap>,
+        keep: Keep,
+        tell: impl Fn(String) + Send + 'static,
+    ) -> io::Result<Self> {
+        prepare(&keep)?;
+        let (alive, ended) = channel();
+        thread::spawn(move || {
+            let mut preprocessor = Preprocessor::default();
+            let (mut next, mut failed) = (0, false);
+            while ended.recv_timeout(keep.every) == Err(RecvTimeoutError::Timeout) {
+                let Some(glimpse) = tap.next(WAIT) else {
+                    continue;
+                };
+                let path = keep.folder.join(name(next));
+                let written = write(&path, &glimpse, &mut preprocessor);
+                match &written {
+                    Ok(()) => next = (next + 1) % keep.frames,
+                    Err(error) if !failed => tell(format!("{}: {error}", path.display())),
+                    Err(_) => {}
+                }
+                failed = written.is_err();
+            }
+        });
+        Ok(Self { _alive: alive })
+    }
+}
+
+/// Makes the folder, and room: what an earlier run kept beyond this one's
+/// number goes.
+fn prepare(keep: &Keep) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(&keep.folder)?;
+    let kept: Vec<String> = (0..keep.frames).map(name).collect();
+    for entry in fs::read_dir(&keep.folder)? {
+        let entry = entry?;
+        let file = entry.file_name();
+        let file = file.to_string_lossy();
+        if file.starts_with(PREFIX) && !kept.iter().any(|name| *name == file) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+const PREFIX: &str = "picture-";
+
+fn name(index: usize) -> String {
+    format!("{PREFIX}{index:04}.jpg")
+}
+
+/// Writes what the model looks at, whole or not at all.
+fn write(path: &Path, glimpse: &Glimpse, preprocessor: &mut Preprocessor) -> io::Result<()> {
+    let invalid = |error: RegionError| io::Error::new(io::ErrorKind::InvalidData, error);
+    let view = glimpse.framing.view(&glimpse.frame).map_err(invalid)?;
+    let longest = u64::from(view.width().max(view.height()));
+    let limit = longest.min(u64::from(SIDE));
+    let side = |side: u32| (u64::from(side) * limit / longest.max(1)).max(1) as u32;
+    let (width, height) = (side(view.width()), side(view.height()));
+    let pixels = preprocessor.scale(Filter::Bilinear, &view, width, height);
+    let next = path.with_extension("new");
+    let mut file = BufWriter::new(private(&next)?);
+    JpegEncoder::new_with_quality(&mut file, QUALITY)
+        .encode(pixels, width, height, ExtendedColorType::Rgb8)
+        .map_err(io::Error::other)?;
+    file.flush()?;
+    fs::rename(&next, path)
+}
+
+fn private(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path)
+}
