@@ -66,17 +66,23 @@ pub trait Session: Send {
     fn encode(&mut self, tensor: &[f32]) -> Result<Vec<f32>, EncodeError>;
 
     /// Embeds one picture as [`Preprocessor::fit`] leaves it: RGB, interleaved,
-    /// `size · size · 3` bytes. The same as [`Session::encode`] of what `plan`
-    /// normalises it to.
+    /// `size · size · 3` bytes. `embedding` gets the same as [`Session::encode`]
+    /// gives of what `plan` normalises it to.
     ///
     /// [`Preprocessor::fit`]: crate::preprocess::Preprocessor::fit
     ///
     /// # Errors
     /// As [`Session::encode`].
-    fn encode_pixels(&mut self, plan: &Plan, pixels: &[u8]) -> Result<Vec<f32>, EncodeError> {
+    fn encode_pixels(
+        &mut self,
+        plan: &Plan,
+        pixels: &[u8],
+        embedding: &mut Vec<f32>,
+    ) -> Result<(), EncodeError> {
         let mut tensor = vec![0.0; pixels.len()];
         plan.normalize(pixels, &mut tensor);
-        self.encode(&tensor)
+        *embedding = self.encode(&tensor)?;
+        Ok(())
     }
 }
 

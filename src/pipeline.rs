@@ -22,6 +22,7 @@ pub struct Worker<'a> {
     bundle: &'a Bundle,
     session: Box<dyn Session>,
     preprocessor: Preprocessor,
+    embedding: Vec<f32>,
     scratch: Scratch,
 }
 
@@ -102,6 +103,7 @@ impl Pipeline {
             bundle: &self.bundle,
             session: self.loaded.model.session_on(threads)?,
             preprocessor: Preprocessor::default(),
+            embedding: Vec::new(),
             scratch: Scratch::default(),
         })
     }
@@ -131,9 +133,12 @@ impl Worker<'_> {
     ///
     /// # Errors
     /// [`EncodeError`] when the engine fails, or there was no frame.
-    pub fn encode(&mut self) -> Result<Vec<f32>, EncodeError> {
+    pub fn encode(&mut self) -> Result<&[f32], EncodeError> {
         let plan = &self.bundle.manifest().preprocess;
-        self.session.encode_pixels(plan, self.preprocessor.fitted())
+        let pixels = self.preprocessor.fitted();
+        self.session
+            .encode_pixels(plan, pixels, &mut self.embedding)?;
+        Ok(&self.embedding)
     }
 
     /// The estimate for `frame`.
@@ -157,10 +162,10 @@ impl Worker<'_> {
         let start = Instant::now();
         self.preprocess_view(view);
         let preprocessed = Instant::now();
-        let embedding = self.encode()?;
+        self.encode()?;
         let encoded = Instant::now();
         let estimator = self.bundle.estimator();
-        let estimate = estimator.estimate_with(&embedding, &mut self.scratch);
+        let estimate = estimator.estimate_with(&self.embedding, &mut self.scratch);
         Ok(Timed {
             estimate,
             preprocess: preprocessed - start,

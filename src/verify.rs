@@ -263,8 +263,8 @@ fn replay_case(
     let tensor = pooled(&tensor, (golden.tensor.len() / 3).isqrt());
     let tensor_levels = levels_apart(&tensor, &golden.tensor, plan.std);
     let embedding = worker.encode()?;
-    let cosine = cosine(&embedding, &golden.embedding);
-    let got = pipeline.bundle().estimator().estimate(&embedding).value;
+    let cosine = cosine(embedding, &golden.embedding);
+    let got = pipeline.bundle().estimator().estimate(embedding).value;
     let [low, high] = manifest.task.range;
     let passed = tensor_levels <= TENSOR_TOLERANCE_LEVELS
         && cosine >= COSINE_TOLERANCE

@@ -104,7 +104,6 @@ fn frames_live_in_memory_that_is_used_again() {
     };
     for settings in [plain, busy] {
         let times = per_frame(settings);
-        // The engine still gives each embedding in memory of its own.
-        assert!(times < 1.1, "{times} allocations for each frame");
+        assert!(times < 0.1, "{times} allocations for each frame");
     }
 }

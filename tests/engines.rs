@@ -114,9 +114,11 @@ fn threads_and_bytes_in_change_nothing() {
             for mut session in sessions {
                 let expected = &expected;
                 scope.spawn(move || {
+                    let mut of_bytes = Vec::new();
                     for _ in 0..20 {
                         assert_eq!(&session.encode(&case.tensor).unwrap(), expected, "{engine}");
-                        let of_bytes = session.encode_pixels(plan, &case.pixels).unwrap();
+                        let pixels = &case.pixels;
+                        session.encode_pixels(plan, pixels, &mut of_bytes).unwrap();
                         assert_eq!(&of_bytes, expected, "{engine}");
                     }
                 });

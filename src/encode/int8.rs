@@ -158,17 +158,25 @@ impl Model for Int8Model {
 impl Session for Int8Session {
     fn encode(&mut self, tensor: &[f32]) -> Result<Vec<f32>, EncodeError> {
         self.check_input(tensor.len())?;
-        finite(self.runner.run(tensor))
+        let embedding = self.runner.run(tensor);
+        finite(&embedding)?;
+        Ok(embedding)
     }
 
     /// Each byte of a picture can become one of 256 levels, so that a table
     /// stands for normalisation and quantisation.
-    fn encode_pixels(&mut self, plan: &Plan, pixels: &[u8]) -> Result<Vec<f32>, EncodeError> {
+    fn encode_pixels(
+        &mut self,
+        plan: &Plan,
+        pixels: &[u8],
+        embedding: &mut Vec<f32>,
+    ) -> Result<(), EncodeError> {
         self.check_input(pixels.len())?;
         let known = self.lookups.take().filter(|(of, _)| of == plan);
         let new = || (plan.clone(), lookups(plan, self.runner.image()));
         let (_, lookups) = self.lookups.insert(known.unwrap_or_else(new));
-        finite(self.runner.run_pixels(pixels, lookups))
+        self.runner.run_pixels(pixels, lookups, embedding);
+        finite(embedding)
     }
 }
 
@@ -199,9 +207,9 @@ fn lookups(plan: &Plan, image: &Placed) -> [Lookup; 3] {
     })
 }
 
-fn finite(embedding: Vec<f32>) -> Result<Vec<f32>, EncodeError> {
+fn finite(embedding: &[f32]) -> Result<(), EncodeError> {
     match embedding.iter().all(|value| value.is_finite()) {
-        true => Ok(embedding),
+        true => Ok(()),
         false => Err(failed("the embedding is not finite")),
     }
 }

@@ -114,7 +114,7 @@ fn small_case(pipeline: &Pipeline, estimator: &Estimator) -> Result<GoldenCase, 
     let mut worker = pipeline.worker().map_err(refused)?;
     let mut tensor = vec![0.0; plan.pixel_len()];
     plan.normalize(worker.preprocess(&frame), &mut tensor);
-    let embedding = worker.encode().map_err(refused)?;
+    let embedding = worker.encode().map_err(refused)?.to_vec();
     Ok(GoldenCase {
         width,
         height,

@@ -77,7 +77,7 @@ fn compare(f32: &Path, int8: &Path) {
         let frame = numclip::decode::open(&entry.unwrap().path()).unwrap();
         a.preprocess(&frame);
         b.preprocess(&frame);
-        assert!(cosine(&a.encode().unwrap(), &b.encode().unwrap()) > 0.95);
+        assert!(cosine(a.encode().unwrap(), b.encode().unwrap()) > 0.95);
     }
 }
 

@@ -153,7 +153,7 @@ fn see(worker: &mut Worker<'_>, input: &Input) -> Result<Seen> {
     let frame = decode::open(&input.path)?;
     worker.preprocess(&frame);
     Ok(Seen {
-        embedding: worker.encode()?,
+        embedding: worker.encode()?.to_vec(),
         label: input.label.unwrap_or(f32::NAN),
         group: input.group.clone(),
     })

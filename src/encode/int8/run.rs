@@ -39,6 +39,8 @@ pub struct Runner {
     /// A row of the image, channel by channel.
     row: Vec<u8>,
     sums: Vec<u32>,
+    /// Values between two parts of the tail.
+    spare: Vec<f32>,
 }
 
 impl Runner {
@@ -50,6 +52,7 @@ impl Runner {
             arena: Bytes::zeroed(program.arena),
             row: vec![0; program.image.shape.channels * program.image.shape.width],
             sums: vec![0; channels.unwrap_or(0)],
+            spare: Vec::new(),
             program,
         }
     }
@@ -75,14 +78,16 @@ impl Runner {
     /// The embedding of a planar float image, `[channels, height, width]` of
     /// the program's image.
     pub fn run(&mut self, image: &[f32]) -> Vec<f32> {
+        let mut embedding = Vec::new();
         self.quantize(image);
-        self.run_steps()
+        self.run_steps(&mut embedding);
+        embedding
     }
 
-    /// The embedding of a picture in bytes, rows of pixels of three channels
+    /// Puts into `embedding` that of a picture in bytes, rows of pixels of three channels
     /// as the program's image; `levels` says what a byte of `source` becomes
     /// in each channel of the image.
-    pub fn run_pixels(&mut self, pixels: &[u8], levels: &[Lookup; 3]) -> Vec<f32> {
+    pub fn run_pixels(&mut self, pixels: &[u8], levels: &[Lookup; 3], embedding: &mut Vec<f32>) {
         let place = self.program.image.bytes();
         let (to, _) = self.arena.as_mut_slice()[place].as_chunks_mut::<3>();
         let [a, b, c] = levels;
@@ -90,7 +95,7 @@ impl Runner {
             let level = |lookup: &Lookup| lookup.levels[usize::from(from[lookup.source])];
             *to = [level(a), level(b), level(c)];
         }
-        self.run_steps()
+        self.run_steps(embedding);
     }
 
     /// Writes the image as levels, rows of pixels.
@@ -117,18 +122,17 @@ impl Runner {
         }
     }
 
-    fn run_steps(&mut self) -> Vec<f32> {
+    fn run_steps(&mut self, embedding: &mut Vec<f32>) {
         match self.pool.take() {
-            None => self.steps(1),
+            None => self.steps(1, embedding),
             Some(pool) => {
-                let embedding = pool.install(|| self.steps(pool.current_num_threads()));
+                pool.install(|| self.steps(pool.current_num_threads(), embedding));
                 self.pool = Some(pool);
-                embedding
             }
         }
     }
 
-    fn steps(&mut self, threads: usize) -> Vec<f32> {
+    fn steps(&mut self, threads: usize, embedding: &mut Vec<f32>) {
         let program = Arc::clone(&self.program);
         for step in &program.steps {
             match step {
@@ -143,11 +147,16 @@ impl Runner {
             }
         }
         match &program.result {
-            Outcome::Reals(place) => floats(&self.arena.as_slice()[place.clone()]).to_vec(),
+            Outcome::Reals(place) => {
+                embedding.clear();
+                embedding.extend_from_slice(floats(&self.arena.as_slice()[place.clone()]));
+            }
             Outcome::Levels(last, tail) => {
-                let levels = &self.arena.as_slice()[last.bytes()];
-                let apply = |values: Vec<f32>, tail| apply(tail, last.shape, &values);
-                tail.iter().fold(reals(last, levels), apply)
+                reals(last, &self.arena.as_slice()[last.bytes()], embedding);
+                for tail in tail {
+                    std::mem::swap(embedding, &mut self.spare);
+                    apply(tail, last.shape, &self.spare, embedding);
+                }
             }
         }
     }
@@ -286,25 +295,25 @@ fn interleave(planes: &[u8], pixels: &mut [u8], channels: usize) {
 }
 
 /// Real values, channel by channel.
-fn reals(last: &Placed, levels: &[u8]) -> Vec<f32> {
+fn reals(last: &Placed, levels: &[u8], values: &mut Vec<f32>) {
     let Shape { channels, .. } = last.shape;
     let pixels = last.shape.pixels();
     let at = |index: usize| levels[index % pixels * channels + index / pixels];
-    (0..last.shape.values())
-        .map(|index| last.affine.real(at(index)))
-        .collect()
+    values.clear();
+    values.extend((0..last.shape.values()).map(|index| last.affine.real(at(index))));
 }
 
-fn apply(tail: &Tail, shape: Shape, values: &[f32]) -> Vec<f32> {
+fn apply(tail: &Tail, shape: Shape, values: &[f32], applied: &mut Vec<f32>) {
+    applied.clear();
     match tail {
         Tail::Pool => {
             let mean = |plane: &[f32]| plane.iter().sum::<f32>() / plane.len() as f32;
-            values.chunks_exact(shape.pixels()).map(mean).collect()
+            applied.extend(values.chunks_exact(shape.pixels()).map(mean));
         }
         Tail::Linear { weight, bias } => {
             let rows = weight.chunks_exact(values.len().max(1)).zip(bias);
             let dot = |row: &[f32]| row.iter().zip(values).map(|(w, x)| w * x).sum::<f32>();
-            rows.map(|(row, bias)| dot(row) + bias).collect()
+            applied.extend(rows.map(|(row, bias)| dot(row) + bias));
         }
     }
 }

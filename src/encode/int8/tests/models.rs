@@ -137,7 +137,8 @@ fn kernels_threads_and_bytes_in_change_nothing() {
         );
         for threads in 1..=4 {
             let mut session = model.session_on(NonZero::new(threads).unwrap()).unwrap();
-            let got = session.encode_pixels(plan, pixels).unwrap();
+            let mut got = Vec::new();
+            session.encode_pixels(plan, pixels, &mut got).unwrap();
             assert_eq!(got, expected, "{}, {threads} threads", kernels.name());
         }
     }
