@@ -3,7 +3,8 @@
 
 use std::alloc::System;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use numclip::bundle::Bundle;
 use numclip::capture::{Encoding, Shot, Source, SourceError, YuvLayout};
@@ -23,6 +24,8 @@ const HEIGHT: u32 = 480;
 /// Frames until all buffers have their size, and frames that are counted.
 const WARM: u64 = 300;
 const COUNTED: u64 = 200;
+/// No frame takes longer.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A camera whose picture changes a little from frame to frame.
 struct Camera(u64);
@@ -55,23 +58,35 @@ fn per_frame(settings: Settings) -> f64 {
     let folder = tempfile::tempdir().unwrap();
     let file = FileSettings::new(folder.path().join("estimates.jsonl"));
     let (lines, _) = Lines::open(Form::Json, &file).unwrap();
-    let hub = Hub::new(true, Arc::new(|notice| panic!("{notice}")));
+    let notices = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&notices);
+    let hub = Hub::new(
+        true,
+        Arc::new(move |notice| told.lock().unwrap().push(notice)),
+    );
     hub.add("lines".into(), Box::new(lines));
     let open = Arc::new(|| Ok(Box::new(Camera(0)) as Box<dyn Source>));
     let (live, events) = Live::start(open, Arc::new(pipeline), settings);
     let source: Arc<str> = "camera".into();
     let pass_on = |frames: u64| {
-        let readings = events.iter().map(|event| match event {
-            Event::Reading(reading) => reading,
-            Event::Notice(notice) => panic!("{notice}"),
-        });
-        let mut count = 0;
-        for reading in readings.take(frames as usize) {
-            let source = Arc::clone(&source);
-            hub.put(Answer { source, reading });
-            count += 1;
+        for frame in 0..frames {
+            let event = events.recv_timeout(PATIENCE);
+            let event = event.unwrap_or_else(|error| {
+                let counts = live.counts();
+                panic!(
+                    "{error} at {frame} of {frames}: {counts:?}, {:?}",
+                    hub.status()
+                )
+            });
+            match event {
+                Event::Reading(reading) => hub.put(Answer {
+                    source: Arc::clone(&source),
+                    reading,
+                }),
+                Event::Notice(notice) => panic!("{notice}"),
+            }
         }
-        assert_eq!(count, frames);
+        assert_eq!(*notices.lock().unwrap(), [""; 0]);
     };
     pass_on(WARM);
     let region = Region::new(ALLOCATOR);
@@ -97,7 +112,7 @@ fn frames_live_in_memory_that_is_used_again() {
         },
         motion: Some(Motion {
             threshold: 1.0,
-            longest_pause: std::time::Duration::from_secs(1),
+            longest_pause: Duration::from_secs(1),
         }),
         smooth: Some(Smoothing::Median { window: 5 }),
         ..plain.clone()
