@@ -38,6 +38,8 @@ impl Source for Camera {
         }
         let layout = YuvLayout::Yuyv;
         let level = 40 + (self.0 % 8) as u8 * 20;
+        // What was in it would be chroma, and make some pictures look alike.
+        buffer.clear();
         buffer.resize(layout.bytes(WIDTH, HEIGHT), 128);
         buffer.iter_mut().step_by(2).for_each(|luma| *luma = level);
         Ok(Shot::now(
