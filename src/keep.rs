@@ -16,11 +16,9 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use image::ExtendedColorType;
-use image::codecs::jpeg::JpegEncoder;
-
 use crate::live::{Glimpse, Tap};
-use crate::preprocess::{Filter, Preprocessor};
+use crate::preprocess::Preprocessor;
+use crate::snapshot::write_jpeg;
 use crate::view::RegionError;
 
 /// Longest side of a picture in pixels.
@@ -108,16 +106,9 @@ fn name(index: usize) -> String {
 fn write(path: &Path, glimpse: &Glimpse, preprocessor: &mut Preprocessor) -> io::Result<()> {
     let invalid = |error: RegionError| io::Error::new(io::ErrorKind::InvalidData, error);
     let view = glimpse.framing.view(&glimpse.frame).map_err(invalid)?;
-    let longest = u64::from(view.width().max(view.height()));
-    let limit = longest.min(u64::from(SIDE));
-    let side = |side: u32| (u64::from(side) * limit / longest.max(1)).max(1) as u32;
-    let (width, height) = (side(view.width()), side(view.height()));
-    let pixels = preprocessor.scale(Filter::Bilinear, &view, width, height);
     let next = path.with_extension("new");
     let mut file = BufWriter::new(private(&next)?);
-    JpegEncoder::new_with_quality(&mut file, QUALITY)
-        .encode(pixels, width, height, ExtendedColorType::Rgb8)
-        .map_err(io::Error::other)?;
+    write_jpeg(preprocessor, &view, (SIDE, QUALITY), &mut file).map_err(io::Error::other)?;
     file.flush()?;
     fs::rename(&next, path)
 }

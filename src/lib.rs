@@ -40,6 +40,8 @@ pub mod detect;
 #[cfg(feature = "live")]
 pub mod live;
 #[cfg(feature = "live")]
+mod snapshot;
+#[cfg(feature = "live")]
 pub mod keep;
 #[cfg(feature = "record")]
 pub mod record;

@@ -364,3 +364,44 @@ fn deliver(supply: &Supply, events: &SyncSender<Event>, patient: bool, event: Ev
         supply.counters.unread.fetch_add(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::capture::Shot;
+
+    /// A camera that never gives anything.
+    struct Silent(Receiver<()>);
+
+    impl Source for Silent {
+        fn next(&mut self, _: Vec<u8>) -> Result<Shot, SourceError> {
+            let _ = self.0.recv();
+            Err(SourceError::End)
+        }
+    }
+
+    #[test]
+    fn an_engine_that_does_not_come_back_ends_the_pipeline() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/gauge");
+        let pipeline = Pipeline::new(Bundle::open(&model).unwrap(), None).unwrap();
+        let (end, silence) = mpsc::channel();
+        let silence = Mutex::new(Some(silence));
+        let open: Open = Arc::new(move || match locked(&silence).take() {
+            Some(silence) => Ok(Box::new(Silent(silence))),
+            None => Err(SourceError::End),
+        });
+        let (live, _events) = Live::start(open, Arc::new(pipeline), Settings::default());
+        let ago = |time: Duration| Instant::now().checked_sub(time);
+        live.supply.toil_since(ago(LONGEST_TOIL / 2));
+        assert!(live.check().unwrap());
+        live.supply
+            .toil_since(ago(LONGEST_TOIL + Duration::from_secs(1)));
+        let error = live.check().unwrap_err();
+        assert!(matches!(error, LiveError::Stuck(_)), "{error}");
+        drop(end);
+    }
+}

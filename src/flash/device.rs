@@ -113,6 +113,20 @@ pub struct Status {
     pub numclip: String,
 }
 
+impl Status {
+    /// Of a device that nothing is known of but that this program runs on it.
+    pub fn unknown() -> Self {
+        Self {
+            serving: None,
+            previous: None,
+            health: Health::Unwatched,
+            uptime_s: None,
+            temperature_c: None,
+            numclip: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
+
 /// A model of a store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {

@@ -14,7 +14,7 @@ use super::message::{Heard, OFFLINE, ONLINE, Order, Phase, Report, Topics};
 use super::origin::Place;
 use super::policy::{Ending, Held, Step, Trial, begin, conclude, decide, phase};
 use super::registry::Access;
-use crate::flash::{self, Delivery, Device, DeviceError, Folder, Health};
+use crate::flash::{self, Delivery, Device, DeviceError, Folder, Health, Status};
 use crate::sink::mqtt::MqttSettings;
 use crate::sink::mqtt::link::{Ear, Link};
 use crate::sink::mqtt::post::{Message, Post};
@@ -188,7 +188,7 @@ impl Agent {
         let health = self
             .is_unproved()
             .then(|| flash::status(&self.settings.store).ok());
-        let failing = |status: flash::Status| status.health == Health::Failing;
+        let failing = |status: Status| status.health == Health::Failing;
         Held {
             serving: state.serving,
             previous: state.previous,
@@ -288,27 +288,13 @@ impl Agent {
     }
 
     fn report(&self, phase: Phase, fault: Option<String>) -> Report {
-        let status = flash::status(&self.settings.store).ok();
-        let health = status
-            .as_ref()
-            .map_or(Health::Unwatched, |status| status.health);
-        let (uptime_s, temperature_c) = status.as_ref().map_or((None, None), |status| {
-            (status.uptime_s, status.temperature_c)
-        });
-        let (serving, previous) =
-            status.map_or((None, None), |status| (status.serving, status.previous));
         Report {
             id: self.settings.id.clone(),
             labels: self.settings.labels.clone(),
             phase,
             order: self.order.clone(),
             fault,
-            serving,
-            previous,
-            health,
-            uptime_s,
-            temperature_c,
-            numclip: env!("CARGO_PKG_VERSION").into(),
+            status: flash::status(&self.settings.store).unwrap_or_else(|_| Status::unknown()),
         }
     }
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::is_digest;
-use crate::flash::{Health, Model};
+use crate::flash::Status;
 
 /// Begins the topics of a fleet unless told otherwise.
 pub const PREFIX: &str = "numclip/fleet";
@@ -52,18 +52,9 @@ pub struct Report {
     pub order: Option<Order>,
     /// What went wrong with that, the last time.
     pub fault: Option<String>,
-    /// What serves.
-    pub serving: Option<Model>,
-    /// What served before.
-    pub previous: Option<Model>,
-    /// How the service is.
-    pub health: Health,
-    /// Seconds since the machine started, where it says so.
-    pub uptime_s: Option<u64>,
-    /// Temperature in degrees Celsius, where it says so.
-    pub temperature_c: Option<f32>,
-    /// Version of numclip.
-    pub numclip: String,
+    /// What it serves and how it is.
+    #[serde(flatten)]
+    pub status: Status,
 }
 
 /// What a device does about its order.

@@ -165,14 +165,18 @@ impl Rollout {
             before: None,
             standing: Standing::Waiting,
         });
-        member.serving = report.serving.as_ref().map(|model| model.sha256.clone());
+        member.serving = report
+            .status
+            .serving
+            .as_ref()
+            .map(|model| model.sha256.clone());
         let is_new = member.serving.as_deref() == Some(salt);
         let settled = report.phase == Phase::Settled;
         let ours = report
             .order
             .as_ref()
             .is_some_and(|order| order.rollout == self.name && order.sha256 == *salt);
-        let failing = report.health == Health::Failing;
+        let failing = report.status.health == Health::Failing;
         let failed = |reason: &str| Standing::Failed(reason.into());
         let news = match &member.standing {
             Standing::Asked(_) | Standing::Waiting if is_new && settled && !failing => {

@@ -71,9 +71,9 @@ impl Supply {
         since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// The worker begins with a picture, or puts it down.
-    pub fn set_toiling(&self, toils: bool) {
-        *locked(&self.toil) = toils.then(Instant::now);
+    /// The worker has been at a picture since then; or at none.
+    pub fn toil_since(&self, since: Option<Instant>) {
+        *locked(&self.toil) = since;
     }
 
     /// Why there will be no more shots.

@@ -38,11 +38,11 @@ pub fn work(supply: &Supply, mut job: Job, mut send: impl FnMut(Event)) -> Resul
             let outlay = budget.map(|budget| (budget, Outlay::begin()));
             let observed = observer.observe(shot, &mut |event| {
                 // A reader who is waited for is no fault of the engine.
-                supply.set_toiling(false);
+                supply.toil_since(None);
                 send(event);
-                supply.set_toiling(true);
+                supply.toil_since(Some(Instant::now()));
             });
-            supply.set_toiling(false);
+            supply.toil_since(None);
             observed?;
             if let Some((budget, outlay)) = outlay {
                 supply.slot.rest(outlay.rest(budget));
@@ -109,7 +109,7 @@ impl<'a> Observer<'a> {
         let start = Instant::now();
         let frame = self.frame;
         self.frame += 1;
-        self.supply.set_toiling(true);
+        self.supply.toil_since(Some(Instant::now()));
         let spare = self.supply.slot.spare();
         let (picture, spare) = match develop(shot.bytes, shot.encoding, spare) {
             Ok(developed) => developed,

@@ -9,13 +9,12 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use image::ExtendedColorType;
-use image::codecs::jpeg::JpegEncoder;
 use tokio::sync::watch;
 
 use super::screen::Screen;
 use crate::live::Tap;
-use crate::preprocess::{Filter, Preprocessor};
+use crate::preprocess::Preprocessor;
+use crate::snapshot::write_jpeg;
 use crate::view::View;
 
 /// Longest side of a picture in pixels.
@@ -119,7 +118,8 @@ fn film(tap: &Tap, screen: &Screen, pictures: &watch::Sender<Picture>, ended: &A
         let (width, height) = (view.width(), view.height());
         let region = glimpse.framing.roi.map(|roi| roi.region(width, height));
         screen.set_picture([width, height], region);
-        if let Some(jpeg) = encode(&mut preprocessor, &view) {
+        let mut jpeg = Vec::new();
+        if write_jpeg(&mut preprocessor, &view, (SIDE, QUALITY), &mut jpeg).is_ok() {
             pictures.send_replace(Picture::new(&jpeg));
         }
         let work = start.elapsed();
@@ -127,43 +127,18 @@ fn film(tap: &Tap, screen: &Screen, pictures: &watch::Sender<Picture>, ended: &A
     }
 }
 
-/// The whole of `view` within [`SIDE`] as JPEG; the encoder takes all that has
-/// pixels.
-fn encode(preprocessor: &mut Preprocessor, view: &View<'_>) -> Option<Vec<u8>> {
-    let longest = u64::from(view.width().max(view.height()));
-    let limit = longest.min(u64::from(SIDE));
-    let side = |side: u32| (u64::from(side) * limit / longest).max(1) as u32;
-    let (width, height) = (side(view.width()), side(view.height()));
-    let pixels = preprocessor.scale(Filter::Bilinear, view, width, height);
-    let mut jpeg = Vec::new();
-    JpegEncoder::new_with_quality(&mut jpeg, QUALITY)
-        .encode(pixels, width, height, ExtendedColorType::Rgb8)
-        .ok()?;
-    Some(jpeg)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{Frame, PixelFormat};
-    use crate::view::{Rotation, Turn};
-
-    fn size(width: u32, height: u32, rotation: Rotation) -> (u32, u32) {
-        let pixels = (0..width * height * 3).map(|at| (at / 3 % 251) as u8);
-        let frame = Frame::new(width, height, PixelFormat::Rgb, pixels.collect()).unwrap();
-        let view = View::turned(&frame, Turn::new(rotation, None));
-        let jpeg = encode(&mut Preprocessor::default(), &view).unwrap();
-        let picture = Picture::new(&jpeg);
-        let jpeg = image::load_from_memory(&picture.jpeg()).unwrap();
-        (jpeg.width(), jpeg.height())
-    }
 
     #[test]
-    fn pictures_keep_their_shape_within_the_limit() {
-        assert_eq!(size(320, 200, Rotation::None), (320, 200));
-        assert_eq!(size(1280, 720, Rotation::None), (640, 360));
-        assert_eq!(size(1280, 720, Rotation::Right), (360, 640));
-        assert_eq!(size(3, 3000, Rotation::None), (1, 640));
-        assert_eq!(size(1, 1, Rotation::None), (1, 1));
+    fn a_part_of_the_stream_holds_the_picture_and_its_length() {
+        let picture = Picture::new(b"a picture");
+        assert_eq!(picture.jpeg(), "a picture");
+        let part = String::from_utf8(picture.part.to_vec()).unwrap();
+        assert!(
+            part.contains("Content-Length: 9\r\n\r\na picture\r\n--"),
+            "{part}"
+        );
     }
 }

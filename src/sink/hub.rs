@@ -325,6 +325,20 @@ mod tests {
     }
 
     #[test]
+    fn a_sink_that_hangs_is_named() {
+        let busy_for = |time: Duration| Tally {
+            busy: Instant::now().checked_sub(time),
+            ..Tally::default()
+        };
+        assert_eq!(busy_for(LONG / 2).hangs(), None);
+        let said = busy_for(LONG + Duration::from_secs(1)).hangs().unwrap();
+        assert!(said.contains("11 s"), "{said}");
+        let mut tally = busy_for(2 * LONG);
+        tally.count(Ok(()));
+        assert_eq!(tally.hangs(), None);
+    }
+
+    #[test]
     fn a_sink_that_hangs_holds_nobody_up_and_loses_the_oldest() {
         let (gate, open) = (Arc::default(), Arc::default());
         let (stuck, late) = fake(&gate);

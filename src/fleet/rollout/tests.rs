@@ -1,5 +1,5 @@
 use super::*;
-use crate::flash::Model;
+use crate::flash::{self, Model};
 use crate::fleet::plan::Span;
 use std::time::Duration;
 
@@ -53,12 +53,11 @@ fn report(rollout: &Rollout, id: &str, serving: &str, phase: Phase) -> Report {
         phase,
         order: rollout.order(id).flatten(),
         fault: Some("golden".into()),
-        serving: Some(model),
-        previous: None,
-        health: Health::Well,
-        uptime_s: None,
-        temperature_c: None,
-        numclip: "0.1.0".into(),
+        status: flash::Status {
+            serving: Some(model),
+            health: Health::Well,
+            ..flash::Status::unknown()
+        },
     }
 }
 
@@ -171,7 +170,7 @@ fn who_has_it_is_left_alone_and_who_loses_it_has_failed() {
     ));
     hear(&mut rollout, &asked[0], NEW, Phase::Settled);
     let mut ill = report(&rollout, &asked[0], NEW, Phase::Settled);
-    ill.health = Health::Failing;
+    ill.status.health = Health::Failing;
     assert!(rollout.hear(&ill));
     assert_eq!(rollout.order(&asked[0]).unwrap().unwrap().sha256, OLD);
     // Going back is not for those that nobody asked.

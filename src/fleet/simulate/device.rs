@@ -6,7 +6,7 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 
 use super::World;
-use crate::flash::{Health, Model};
+use crate::flash::{Health, Model, Status};
 use crate::fleet::message::{Order, Report};
 use crate::fleet::plan::Plan;
 use crate::fleet::policy::{Ending, Held, Step, Trial, begin, conclude, decide, phase};
@@ -154,16 +154,15 @@ impl Simulated {
             phase: phase(step),
             order: self.order.clone(),
             fault: self.trial.as_ref().and_then(|trial| trial.fault.clone()),
-            serving: self.held.serving.as_ref().map(model),
-            previous: self.held.previous.as_ref().map(model),
-            health: if self.held.failing {
-                Health::Failing
-            } else {
-                Health::Well
+            status: Status {
+                serving: self.held.serving.as_ref().map(model),
+                previous: self.held.previous.as_ref().map(model),
+                health: match self.held.failing {
+                    true => Health::Failing,
+                    false => Health::Well,
+                },
+                ..Status::unknown()
             },
-            uptime_s: None,
-            temperature_c: None,
-            numclip: env!("CARGO_PKG_VERSION").into(),
         }
     }
 

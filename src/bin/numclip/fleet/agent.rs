@@ -145,9 +145,13 @@ fn print(as_json: bool, report: &Report) -> Result<()> {
 
 /// A report for a person to read.
 fn line(report: &Report) -> String {
-    let serving = report.serving.as_ref().map_or("nothing".into(), |model| {
-        format!("{} {}", model.name, model.version)
-    });
+    let serving = report
+        .status
+        .serving
+        .as_ref()
+        .map_or("nothing".into(), |model| {
+            format!("{} {}", model.name, model.version)
+        });
     let phase = match report.phase {
         Phase::Settled => "settled",
         Phase::Waiting => "waiting to try again",
