@@ -12,6 +12,8 @@ mod decode;
 mod doctor;
 #[cfg(feature = "flash")]
 mod flash;
+#[cfg(feature = "flash")]
+mod clock;
 #[cfg(feature = "fleet")]
 mod fleet;
 #[cfg(feature = "live")]

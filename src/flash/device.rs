@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -85,6 +86,22 @@ pub enum Stage {
     Compared(Comparison),
     /// The new model serves.
     Switched,
+}
+
+/// What a device takes only when it is told to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allow {
+    /// A package that is older than what serves.
+    pub downgrade: bool,
+    /// Signatures of any time: the device's clock is not to be trusted.
+    pub any_clock: bool,
+}
+
+impl Allow {
+    /// The time by which signatures are judged, where the clock says `now`.
+    pub(crate) fn clock(self, now: Timestamp) -> Option<Timestamp> {
+        (!self.any_clock).then_some(now)
+    }
 }
 
 /// Whose a store is.
@@ -198,12 +215,13 @@ impl Device {
         &self.service
     }
 
-    /// The keys that this device trusts.
+    /// The keys that this device trusts at the time `now`; without it no
+    /// expiry is checked.
     ///
     /// # Errors
     /// [`DeviceError::Signature`] when they cannot be read, or there are none.
-    pub fn trust(&self) -> Result<Trust, DeviceError> {
-        Ok(Trust::read(&self.root.join(TRUST))?)
+    pub fn trust(&self, now: Option<Timestamp>) -> Result<Trust, DeviceError> {
+        Ok(Trust::read(&self.root.join(TRUST), now)?)
     }
 
     /// Installs a package: signature against `trust`, files from `source`,

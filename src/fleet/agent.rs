@@ -14,7 +14,7 @@ use super::message::{Heard, OFFLINE, ONLINE, Order, Phase, Report, Topics};
 use super::origin::Place;
 use super::policy::{Ending, Held, Step, Trial, begin, conclude, decide, phase};
 use super::registry::Access;
-use crate::flash::{self, Delivery, Device, DeviceError, Folder, Health, Status};
+use crate::flash::{self, Allow, Delivery, Device, DeviceError, Folder, Health, Status};
 use crate::sink::mqtt::MqttSettings;
 use crate::sink::mqtt::link::{Ear, Link};
 use crate::sink::mqtt::post::{Message, Post};
@@ -47,8 +47,8 @@ pub struct AgentSettings {
     pub every: Duration,
     /// How registries and servers are reached.
     pub access: Access,
-    /// Whether an order may name a package that is older than what serves.
-    pub allow_downgrade: bool,
+    /// What an order may ask for.
+    pub allow: Allow,
 }
 
 /// Why an agent does not start.
@@ -98,7 +98,7 @@ impl Agent {
     /// [`AgentError`]. A broker or a registry that is away is no error.
     pub fn start(settings: AgentSettings) -> Result<Self, AgentError> {
         // The store is made, and what is wrong with it shows at once.
-        drop(Device::open(&settings.store)?.trust()?);
+        drop(Device::open(&settings.store)?.trust(None)?);
         let inbox = Arc::<Inbox>::default();
         let broker = settings.broker.as_ref();
         let broker = broker.map(|broker| Broker::start(broker, &settings, &inbox));
@@ -234,7 +234,7 @@ impl Agent {
                 &order.sha256,
                 &mut device,
                 &settings.access,
-                settings.allow_downgrade,
+                settings.allow,
                 &mut |_| (),
             ),
             Err(error) => Err(error.into()),

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use ureq::Agent;
@@ -12,7 +13,7 @@ use ureq::http::StatusCode;
 
 use super::message::Order;
 use super::registry::{Access, Reference, Registry, RegistryError};
-use crate::flash::{Delivery, Device, DeviceError, Need, Source, Stage, StoreError};
+use crate::flash::{Allow, Delivery, Device, DeviceError, Need, Source, Stage, StoreError};
 use crate::package::{Entry, Header, Package, PackageError};
 use crate::signature::{Signature, SignatureError};
 
@@ -84,12 +85,14 @@ pub struct Found {
 }
 
 impl OriginError {
-    /// Whether only the way there failed.
+    /// Whether only the way there failed, or a clock that is not set yet.
     pub fn may_be_repeated(&self) -> bool {
         match self {
             Self::Registry(error) => error.may_be_repeated(),
             Self::Place { again, .. } => *again,
             Self::Device(DeviceError::Busy { .. }) => true,
+            // A clock that is behind is set before long, once there is a network.
+            Self::Device(DeviceError::Signature(SignatureError::Clock { .. })) => true,
             Self::Device(DeviceError::Store(StoreError::Cut { .. })) => true,
             // What fails under this name is the reading of the package.
             Self::Device(DeviceError::Store(StoreError::Disk { path, .. })) => path == "package",
@@ -170,10 +173,10 @@ impl Place {
         expected: &str,
         device: &mut Device,
         access: &Access,
-        allow_downgrade: bool,
+        allow: Allow,
         tell: &mut dyn FnMut(Stage),
     ) -> Result<Delivery, OriginError> {
-        let trust = device.trust()?;
+        let trust = device.trust(allow.clock(Timestamp::now()))?;
         let mut bring = |header: &Header, signature: &Signature, source: &mut dyn Source| {
             let got = header.index().bundle_sha256();
             if got != expected {
@@ -184,7 +187,7 @@ impl Place {
                 });
             }
             let outcome =
-                device.install(header, signature, &trust, allow_downgrade, source, tell)?;
+                device.install(header, signature, &trust, allow.downgrade, source, tell)?;
             Ok(Delivery::from(&outcome))
         };
         match self {

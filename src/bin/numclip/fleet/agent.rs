@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
-use numclip::flash::STORE;
+use numclip::flash::{Allow, STORE};
 use numclip::fleet::message::{Phase, Report, is_plain};
 use numclip::fleet::plan::Span;
 use numclip::fleet::{Agent, AgentSettings, Place};
@@ -62,6 +62,10 @@ pub struct Args {
     /// Take a package that is older than what serves.
     #[arg(long)]
     allow_downgrade: bool,
+    /// Hold no signature and no key against this device's clock: for devices
+    /// that have none.
+    #[arg(long)]
+    allow_any_clock: bool,
     /// Print each report as a JSON object.
     #[arg(long)]
     json: bool,
@@ -129,7 +133,10 @@ impl Args {
             watch: self.watch.clone(),
             every: self.every.0,
             access: self.access.access()?,
-            allow_downgrade: self.allow_downgrade,
+            allow: Allow {
+                downgrade: self.allow_downgrade,
+                any_clock: self.allow_any_clock,
+            },
         })
     }
 }
