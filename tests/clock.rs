@@ -82,6 +82,12 @@ fn a_device_holds_times_against_its_clock_and_keeps_serving() {
         assert!(words.iter().all(|word| refused.contains(word)), "{refused}");
         assert_eq!(shop.serving(), "1.0.0", "{now}");
     }
+    // A key that was lost needs no end.
+    let revoked = shop.device().join("trust.d/revoked");
+    fs::write(&revoked, format!("{} # stolen\n", next.1.id())).unwrap();
+    let refused = sent("2027-03-02", &shop, &next, Allow::default()).unwrap_err();
+    assert!(refused.contains("revoked"), "{refused}");
+    fs::remove_file(&revoked).unwrap();
     // No clock is asked to know that a key signed after its end.
     sent("1970-01-01", &shop, &late, ANY_CLOCK).unwrap_err();
     let installed = sent("1970-01-01", &shop, &next, ANY_CLOCK);

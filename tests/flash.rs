@@ -145,7 +145,9 @@ fn an_update_switches_and_keeps_the_way_back() {
             .ino()
     };
     assert_eq!(inode(&versions[1]), inode(&versions[2]));
-    Device::open(&shop.device()).unwrap().rollback().unwrap();
+    let mut device = Device::open(&shop.device()).unwrap();
+    device.rollback(&mut |_| ()).unwrap();
+    drop(device);
     assert_eq!(shop.serving(), "1.1.0");
     let status = status(&shop.device()).unwrap();
     assert_eq!(status.previous.unwrap().version, "2.0.0");

@@ -14,6 +14,8 @@ mod doctor;
 mod flash;
 #[cfg(feature = "flash")]
 mod clock;
+#[cfg(feature = "flash")]
+mod failing;
 #[cfg(feature = "fleet")]
 mod fleet;
 #[cfg(feature = "live")]

@@ -118,8 +118,11 @@ impl Agent {
         })
     }
 
-    /// Does what is to be done now. `tell` gets the report where it is due.
-    pub fn turn(&mut self, tell: &mut dyn FnMut(&Report)) {
+    /// Does what is to be done now. `tell` gets the report where it is due;
+    /// `alive` hears of everything that moves on, so that work which takes long
+    /// can be told from work that hangs.
+    pub fn turn(&mut self, tell: &mut dyn FnMut(&Report), alive: &dyn Fn()) {
+        alive();
         self.look();
         if let Some(order) = self.inbox.lock().take() {
             self.order = order;
@@ -127,7 +130,7 @@ impl Agent {
         let step = self.step();
         if matches!(step, Step::Install | Step::GoBack) {
             self.tell(Phase::Updating, tell);
-            self.carry_out(step);
+            self.carry_out(step, alive);
         } else if step == Step::Rest && self.is_proved() {
             self.memory.keep(None);
         }
@@ -206,20 +209,20 @@ impl Agent {
         self.is_unproved() && self.order.is_some() && self.started.elapsed() >= PROOF
     }
 
-    fn carry_out(&mut self, step: Step) {
+    fn carry_out(&mut self, step: Step, alive: &dyn Fn()) {
         let Some(order) = self.order.clone() else {
             return;
         };
         let trial = begin(&order, self.memory.trial.take());
         self.memory.keep(Some(trial.clone()));
         let ending = match step {
-            Step::GoBack => self.go_back(&order),
-            _ => self.install(&order),
+            Step::GoBack => self.go_back(&order, alive),
+            _ => self.install(&order, alive),
         };
         self.memory.keep(conclude(trial, ending, now(), chance()));
     }
 
-    fn install(&self, order: &Order) -> Ending {
+    fn install(&self, order: &Order, alive: &dyn Fn()) -> Ending {
         let Some(package) = &order.package else {
             let message = "the store no longer has this bundle, and the order names no package";
             return Ending::Refused(message.into());
@@ -235,7 +238,7 @@ impl Agent {
                 &mut device,
                 &settings.access,
                 settings.allow,
-                &mut |_| (),
+                alive,
             ),
             Err(error) => Err(error.into()),
         };
@@ -246,10 +249,10 @@ impl Agent {
         }
     }
 
-    fn go_back(&self, order: &Order) -> Ending {
+    fn go_back(&self, order: &Order, alive: &dyn Fn()) -> Ending {
         let device = Device::open(&self.settings.store);
         let serves = |state: crate::bundle::State| state.serving.as_ref() == Some(&order.sha256);
-        match device.and_then(|mut device| device.rollback()) {
+        match device.and_then(|mut device| device.rollback(&mut |_| alive())) {
             Ok(()) => match flash::state(&Folder::new(&self.settings.store)).map(serves) {
                 Ok(true) => Ending::Done,
                 _ => Ending::Refused(

@@ -13,7 +13,7 @@ use ureq::http::StatusCode;
 
 use super::message::Order;
 use super::registry::{Access, Reference, Registry, RegistryError};
-use crate::flash::{Allow, Delivery, Device, DeviceError, Need, Source, Stage, StoreError};
+use crate::flash::{Allow, Delivery, Device, DeviceError, Need, Source, StoreError};
 use crate::package::{Entry, Header, Package, PackageError};
 use crate::signature::{Signature, SignatureError};
 
@@ -165,6 +165,7 @@ impl Place {
     }
 
     /// Installs the package that lies here, if it is of the bundle `expected`.
+    /// `alive` hears of everything that moves on, be it a few bytes.
     ///
     /// # Errors
     /// [`OriginError`]; the device then serves what it did before.
@@ -174,7 +175,7 @@ impl Place {
         device: &mut Device,
         access: &Access,
         allow: Allow,
-        tell: &mut dyn FnMut(Stage),
+        alive: &dyn Fn(),
     ) -> Result<Delivery, OriginError> {
         let trust = device.trust(allow.clock(Timestamp::now()))?;
         let mut bring = |header: &Header, signature: &Signature, source: &mut dyn Source| {
@@ -186,8 +187,14 @@ impl Place {
                     got: got.into(),
                 });
             }
-            let outcome =
-                device.install(header, signature, &trust, allow.downgrade, source, tell)?;
+            let outcome = device.install(
+                header,
+                signature,
+                &trust,
+                allow.downgrade,
+                &mut Audible { source, alive },
+                &mut |_| alive(),
+            )?;
             Ok(Delivery::from(&outcome))
         };
         match self {
@@ -304,6 +311,39 @@ impl Source for FilePackage<'_> {
     fn blob(&mut self, need: Need, _: &Entry) -> io::Result<Box<dyn Read + '_>> {
         let blob = self.0.blob(need.position, need.offset);
         Ok(Box::new(blob.map_err(io::Error::other)?))
+    }
+}
+
+/// A source of which it is heard that something comes.
+struct Audible<'a, T: ?Sized> {
+    source: &'a mut T,
+    alive: &'a dyn Fn(),
+}
+
+impl Source for Audible<'_, dyn Source + '_> {
+    fn announce(&mut self, needs: &[Need]) -> io::Result<()> {
+        self.source.announce(needs)
+    }
+
+    fn blob(&mut self, need: Need, entry: &Entry) -> io::Result<Box<dyn Read + '_>> {
+        let source = self.source.blob(need, entry)?;
+        Ok(Box::new(AudibleBlob {
+            source,
+            alive: self.alive,
+        }))
+    }
+}
+
+struct AudibleBlob<'a> {
+    source: Box<dyn Read + 'a>,
+    alive: &'a dyn Fn(),
+}
+
+impl Read for AudibleBlob<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.source.read(buffer)?;
+        (self.alive)();
+        Ok(length)
     }
 }
 

@@ -255,7 +255,9 @@ fn show(bar: &ProgressBar, progress: Progress) {
                 );
             });
         }
-        Progress::Stage(Stage::Switched) => bar.set_message("switched, watching the service"),
+        Progress::Stage(Stage::Switched | Stage::Watching) => {
+            bar.set_message("switched, watching the service")
+        }
     }
 }
 

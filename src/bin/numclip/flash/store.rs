@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Result<Exit> {
         }
         Action::Status { json: false } => described(&status(&args.store)?),
         Action::Rollback => {
-            Device::open(&args.store)?.rollback()?;
+            Device::open(&args.store)?.rollback(&mut |_| ())?;
             serves(&status(&args.store)?)
         }
         Action::Prune => removed(&Device::open(&args.store)?.prune()?),
