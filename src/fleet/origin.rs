@@ -455,6 +455,15 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_not_set_yet_is_waited_for() {
+        let refused = |error: SignatureError| OriginError::from(DeviceError::from(error));
+        let (now, signed) = (Timestamp::UNIX_EPOCH, Timestamp::MAX);
+        assert!(refused(SignatureError::Clock { now, signed }).may_be_repeated());
+        let (now, expired) = (Timestamp::MAX, Timestamp::UNIX_EPOCH);
+        assert!(!refused(SignatureError::Expired { now, expired }).may_be_repeated());
+    }
+
+    #[test]
     fn plain_http_stays_on_this_machine() {
         let place: Place = "http://192.0.2.1/gauge.numclip".parse().unwrap();
         let error = place.look(&Access::default()).unwrap_err();

@@ -121,11 +121,17 @@ ln -sf /dev/null "$root/etc/systemd/system/serial-getty@$console.service"
 rm -f "$place/disk"
 mke2fs -q -t ext4 -d "$root" "$place/disk" 2G
 
-timeout "${TIMEOUT:-1500}" "${emulator[@]}" -accel "${ACCELERATE:-tcg,thread=multi}" -smp 2 -m 1024 \
-  -display none -nodefaults -kernel "$place"/kernel/boot/vmlinuz-"$version" -initrd "$place/first.gz" \
-  -append "console=$console quiet panic=-1 systemd.show_status=no" \
-  -drive "file=$place/disk,format=raw,if=virtio,cache=unsafe" \
-  -serial stdio -monitor none < /dev/null | tee "$place/log"
+# Until the machine goes off, or reboots.
+boot() {
+  timeout "${TIMEOUT:-900}" "${emulator[@]}" -accel "${ACCELERATE:-tcg,thread=multi}" -smp 2 -m 1024 \
+    -display none -nodefaults -no-reboot -kernel "$place/kernel/boot/vmlinuz-$version" \
+    -initrd "$place/first.gz" -append "console=$console quiet panic=-1 systemd.show_status=no" \
+    -drive "file=$place/disk,format=raw,if=virtio,cache=unsafe" \
+    -serial stdio -monitor none < /dev/null | tee -a "$place/log"
+}
+: > "$place/log"
+boot
+boot
 
 if grep -q '^FAIL' "$place/log" || ! grep -q '^DONE' "$place/log"; then
   echo "boot: failed"
