@@ -352,9 +352,9 @@ fn a_bare_system_becomes_a_device_over_ssh() {
         .to_string();
     let key = shop.device().join("trust.d/release.pub");
     // The key's end travels with it.
-    let text = fs::read_to_string(&key).unwrap();
-    let text = text.replacen('\n', " expires 2100-01-01T00:00:00Z\n", 1);
-    fs::write(&key, &text).unwrap();
+    let signer = fs::read_to_string(&key).unwrap();
+    let signer = signer.replacen('\n', " expires 2100-01-01T00:00:00Z\n", 1);
+    fs::write(&key, &signer).unwrap();
     let key = key.display().to_string();
     let store = store.display().to_string();
     let flash = |program: &str| {
@@ -382,7 +382,7 @@ fn a_bare_system_becomes_a_device_over_ssh() {
     );
     let mut trusted = fs::read_dir(Path::new(&store).join("trust.d")).unwrap();
     let trusted = trusted.next().unwrap().unwrap().path();
-    assert_eq!(fs::read_to_string(trusted).unwrap(), text);
+    assert_eq!(fs::read_to_string(trusted).unwrap(), signer);
     fs::remove_file(root.join("etc/systemd/system/numclip.service")).unwrap();
     let (ok, text) = flash(&program);
     assert!(ok && text.contains("already there"), "{text}");

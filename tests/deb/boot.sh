@@ -8,7 +8,7 @@
 #     apt install mmdebstrap qemu-system-x86 qemu-system-arm qemu-user-static \
 #         binfmt-support arch-test e2fsprogs busybox-static kmod cpio
 #     tests/deb/boot.sh target/debian/numclip_*_amd64.deb
-#     tests/deb/boot.sh target/aarch64-unknown-linux-gnu/debian/numclip_*_arm64.deb
+#     tests/deb/boot.sh target/debian/numclip_*_arm64.deb
 #
 # The package has to be built with the feature camera, as .ci/deb does. NUMCLIP
 # names a program for this machine, which packs and signs; without it, one is
@@ -75,6 +75,7 @@ cp "$place/kernel/bin/busybox" "$first/bin/busybox"
 order=()
 for module in virtio_pci virtio_blk ext4; do
   while read -r _ path; do
+    [ ! -e "$first/modules/$(basename "$path")" ] || continue
     cp "$path" "$first/modules/"
     order+=("$(basename "$path")")
   done < <(modprobe --dirname "$place/kernel" --set-version "$version" --show-depends "$module" | grep '^insmod')
