@@ -24,6 +24,7 @@ within() {
 count() { cat $estimates* 2> /dev/null | wc -l; }
 more() { [ "$(count)" -gt "$1" ]; }
 of_model() { tail -n 1 $estimates | grep -q "\"name\":\"$1\""; }
+settled() { systemctl show --property StatusText --value numclip-agent | grep settled; }
 restarts() { systemctl show --property NRestarts --value "$1"; }
 restarted() { [ "$(restarts "$1")" -gt "$2" ]; }
 flash() { numclip flash "/proof/$1" dir:///var/lib/numclip; }
@@ -101,7 +102,10 @@ second_boot() {
   cp /proof/tomato-freshness.json /proof/order/order.json
   what="the agent brings another model, within its unit's walls"
   check within 120 of_model tomato-freshness
-  systemctl stop numclip numclip-agent
+  what="and is content"
+  check within 60 settled
+  systemctl stop numclip-agent
+  systemctl stop numclip
   what="both end when told"
   check test "$(systemctl show --property Result --value numclip numclip-agent | xargs)" = "success success"
   echo "DONE ($(now) s)"
