@@ -84,7 +84,7 @@ second_boot() {
   what="the device serves all the while"
   check within 60 more "$before"
 
-  echo 'AGENT=--watch file:///proof/order/' > /etc/numclip/agent
+  echo 'AGENT=--watch file:///proof/order/ --every 5s' > /etc/numclip/agent
   mkdir /proof/order /run/systemd/system/numclip-agent.service.d
   cp /proof/gauge.json /proof/order/order.json
   # The shipped limit would be waited for too long here.
