@@ -315,12 +315,12 @@ impl Source for FilePackage<'_> {
 }
 
 /// A source of which it is heard that something comes.
-struct Audible<'a, T: ?Sized> {
-    source: &'a mut T,
+struct Audible<'a, 'b> {
+    source: &'a mut (dyn Source + 'b),
     alive: &'a dyn Fn(),
 }
 
-impl Source for Audible<'_, dyn Source + '_> {
+impl Source for Audible<'_, '_> {
     fn announce(&mut self, needs: &[Need]) -> io::Result<()> {
         self.source.announce(needs)
     }
