@@ -31,7 +31,8 @@ mod runtime;
 pub mod torture;
 
 pub use device::{
-    Device, DeviceError, Model, SERVICE, STORE, Site, Stage, Status, TRUST, status, status_on,
+    Allow, Device, DeviceError, Model, SERVICE, STORE, Site, Stage, Status, TRUST, status,
+    status_on,
 };
 pub use disk::{Disk, Folder};
 pub use install::{Need, Outcome, Source, install, prune, rollback};

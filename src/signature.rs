@@ -4,22 +4,26 @@
 //! the *global signature* proves the first one together with the trusted
 //! comment. What this project signs says in the trusted comment which package
 //! it is ([`Statement`]), so a device can trust a package's header before the
-//! rest has travelled. Format: <https://jedisct1.github.io/minisign/>.
+//! rest has travelled; and when it was signed and until when that holds
+//! ([`Term`]). Format: <https://jedisct1.github.io/minisign/>.
 
 mod key;
 mod secret;
-mod seal;
+mod term;
 mod trust;
+mod seal;
 
 use std::fmt;
 use std::io;
 
 use base64ct::{Base64, Encoding as _};
+use jiff::Timestamp;
 use thiserror::Error;
 
 pub use key::{KeyId, PublicKey, Signature};
 pub use seal::{Statement, check_header, check_package, sign_package};
 pub use secret::{SecretKey, Strength};
+pub use term::{TOLERANCE, Term, time};
 pub use trust::{REVOKED, Trust};
 
 use crate::package::PackageError;
@@ -70,6 +74,50 @@ pub enum SignatureError {
     Revoked {
         /// The key that signed.
         id: KeyId,
+    },
+    /// A key that is too old.
+    #[error(
+        "key {id} expired on {expired:.0}, the clock here says {now:.0}; sign the package with a newer key, or set the clock if it is wrong"
+    )]
+    KeyExpired {
+        /// The key that signed.
+        id: KeyId,
+        /// Its end.
+        expired: Timestamp,
+        /// The clock.
+        now: Timestamp,
+    },
+    /// A key was used after its end.
+    #[error(
+        "signed on {signed:.0} by key {id}, which had expired on {expired:.0}; sign the package with a newer key"
+    )]
+    SignedLate {
+        /// The key that signed.
+        id: KeyId,
+        /// When it did.
+        signed: Timestamp,
+        /// Its end.
+        expired: Timestamp,
+    },
+    /// A signature that is too old.
+    #[error(
+        "the package's signature expired on {expired:.0}, the clock here says {now:.0}; sign the package again, or set the clock if it is wrong"
+    )]
+    Expired {
+        /// Its end.
+        expired: Timestamp,
+        /// The clock.
+        now: Timestamp,
+    },
+    /// The package comes from the future.
+    #[error(
+        "the clock here says {now:.0}, but the package was signed on {signed:.0}; set the clock (`timedatectl set-ntp true`, or `date -s`); for a device that has none, `flash` and `agent` take --allow-any-clock"
+    )]
+    Clock {
+        /// The clock.
+        now: Timestamp,
+        /// When it was signed.
+        signed: Timestamp,
     },
     /// The numbers do not add up.
     #[error("the signature by key {id} does not fit; the package or its signature was altered")]

@@ -8,16 +8,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
+use jiff::Timestamp;
 use numclip::bundle::{Bundle, Contents};
 use numclip::decode;
 use numclip::flash::torture::samples;
 use numclip::flash::{
-    Delivery, Device, DeviceError, Health, Progress, SendError, SimulatedDisk, StoreError, place,
-    receive, send, status,
+    Allow, Delivery, Device, DeviceError, Health, Progress, SendError, SimulatedDisk, StoreError,
+    place, receive, send, status,
 };
 use numclip::package::{Package, ShadowBudget, cartridge, limit, pack, write};
 use numclip::pipeline::Pipeline;
-use numclip::signature::{SecretKey, Signature, sign_package};
+use numclip::signature::{SecretKey, Signature, Term, sign_package};
 use numclip::verify::replay;
 use tempfile::TempDir;
 
@@ -27,6 +28,14 @@ use crate::common::{Weights, contents, golden_case, picture, write_version};
 pub struct Workshop {
     folder: TempDir,
     key: SecretKey,
+}
+
+/// Signed now, and for ever.
+pub fn signed_now() -> Term {
+    Term {
+        signed: Timestamp::now(),
+        expires: None,
+    }
 }
 
 impl Workshop {
@@ -62,14 +71,24 @@ impl Workshop {
         write_version(&model, version, contents);
         let path = self.at(&format!("tiny-{version}"));
         let package = write(&path, &pack(&model).unwrap()).unwrap();
-        let signature = sign_package(&package, &self.key).unwrap();
+        let signature = sign_package(&package, &self.key, signed_now()).unwrap();
         let beside = self.at(&format!("tiny-{version}.minisig"));
         fs::write(beside, signature.to_string()).unwrap();
         (package, signature)
     }
 
     pub fn sign(&self, package: &Package) -> Signature {
-        sign_package(package, &self.key).unwrap()
+        self.sign_for(package, signed_now())
+    }
+
+    /// A signature with a trusted comment of any kind.
+    pub fn sign_as(&self, package: &Package, comment: &str) -> Signature {
+        let bytes = fs::read(package.path()).unwrap();
+        self.key.sign(&bytes, comment).unwrap()
+    }
+
+    pub fn sign_for(&self, package: &Package, term: Term) -> Signature {
+        sign_package(package, &self.key, term).unwrap()
     }
 
     /// The signed package of a model that ships; its path.
@@ -79,16 +98,26 @@ impl Workshop {
             .join(name);
         let path = self.at(name);
         let package = write(&path, &pack(&model).unwrap()).unwrap();
-        let signature = sign_package(&package, &self.key).unwrap();
+        let signature = sign_package(&package, &self.key, signed_now()).unwrap();
         fs::write(self.at(&format!("{name}.minisig")), signature.to_string()).unwrap();
         path
     }
 
-    fn place(&self, (package, signature): &(Package, Signature)) -> Result<Delivery, DeviceError> {
-        place(&self.device(), package, signature, None, false, &mut |_| ())
+    pub fn place(
+        &self,
+        (package, signature): &(Package, Signature),
+    ) -> Result<Delivery, DeviceError> {
+        place(
+            &self.device(),
+            package,
+            signature,
+            None,
+            Allow::default(),
+            &mut |_| (),
+        )
     }
 
-    fn serving(&self) -> String {
+    pub fn serving(&self) -> String {
         let bundle = Bundle::open(&self.device()).unwrap();
         bundle.manifest().model.version.clone()
     }
@@ -116,7 +145,9 @@ fn an_update_switches_and_keeps_the_way_back() {
             .ino()
     };
     assert_eq!(inode(&versions[1]), inode(&versions[2]));
-    Device::open(&shop.device()).unwrap().rollback().unwrap();
+    let mut device = Device::open(&shop.device()).unwrap();
+    device.rollback(&mut |_| ()).unwrap();
+    drop(device);
     assert_eq!(shop.serving(), "1.1.0");
     let status = status(&shop.device()).unwrap();
     assert_eq!(status.previous.unwrap().version, "2.0.0");
@@ -132,7 +163,11 @@ fn an_older_version_is_refused_unless_allowed() {
     let error = shop.place(&old).unwrap_err().to_string();
     assert!(error.contains("--allow-downgrade"), "{error}");
     assert_eq!(shop.serving(), "1.10.0");
-    place(&shop.device(), &old.0, &old.1, None, true, &mut |_| ()).unwrap();
+    let allow = Allow {
+        downgrade: true,
+        ..Allow::default()
+    };
+    place(&shop.device(), &old.0, &old.1, None, allow, &mut |_| ()).unwrap();
     assert_eq!(shop.serving(), "1.9.0");
 }
 
@@ -206,7 +241,7 @@ fn one_update_at_a_time_and_only_trusted_ones() {
     ));
     drop(held);
     let stranger = SecretKey::generate().unwrap();
-    let foreign = sign_package(&package.0, &stranger).unwrap();
+    let foreign = sign_package(&package.0, &stranger, signed_now()).unwrap();
     let error = shop.place(&(package.0, foreign)).unwrap_err().to_string();
     assert!(error.contains("not trusted"), "{error}");
     assert!(status(&shop.device()).is_err());
@@ -252,14 +287,27 @@ impl<W: Write> Write for Breaking<W> {
 /// blobs were to be sent.
 fn over_pipes(
     shop: &Workshop,
+    package: &(Package, Signature),
+    limit: usize,
+) -> (Result<Delivery, SendError>, u64) {
+    over_pipes_at(Timestamp::now(), shop, package, Allow::default(), limit)
+}
+
+/// The same to a device whose clock says `now`.
+pub fn over_pipes_at(
+    now: Timestamp,
+    shop: &Workshop,
     (package, signature): &(Package, Signature),
+    allow: Allow,
     limit: usize,
 ) -> (Result<Delivery, SendError>, u64) {
     let (device_in, host_out) = pipe().unwrap();
     let (host_in, mut device_out) = pipe().unwrap();
     let root = shop.device();
-    let device =
-        thread::spawn(move || receive(&root, &mut BufReader::new(device_in), &mut device_out));
+    let device = thread::spawn(move || {
+        let mut reader = BufReader::new(device_in);
+        receive(&root, now, &mut reader, &mut device_out)
+    });
     let mut announced = 0;
     let mut writer = Breaking {
         writer: Some(host_out),
@@ -274,7 +322,7 @@ fn over_pipes(
     let sent = send(
         package,
         signature,
-        false,
+        allow,
         &mut reader,
         &mut writer,
         &mut show,
@@ -345,7 +393,7 @@ fn a_cartridge_brings_a_task_to_the_encoder_that_is_there() {
         let model = shop.at(&format!("model-{version}"));
         let bytes = cartridge(&model).unwrap().bytes;
         let package = write(&shop.at("cartridge"), &bytes).unwrap();
-        let signature = sign_package(&package, &shop.key).unwrap();
+        let signature = sign_package(&package, &shop.key, signed_now()).unwrap();
         (package, signature)
     };
     let first = small("1.0.0");
@@ -393,7 +441,7 @@ fn a_model_that_differs_too_much_on_the_devices_own_pictures_is_refused() {
             frames: 3,
         };
         let package = write(&shop.at("limited"), &limit(&bytes, budget).unwrap()).unwrap();
-        let signature = sign_package(&package, &shop.key).unwrap();
+        let signature = sign_package(&package, &shop.key, signed_now()).unwrap();
         (package, signature)
     };
     // Nothing serves: there is nothing to compare with.
@@ -499,7 +547,7 @@ fn whatever_a_sender_says_the_device_answers_and_keeps_serving() {
         &[b'{'; 100_000],
     ] {
         let mut answer = Vec::new();
-        assert!(receive(&shop.device(), &mut &*words, &mut answer).is_err());
+        assert!(receive(&shop.device(), Timestamp::now(), &mut &*words, &mut answer).is_err());
         let answer = String::from_utf8(answer).unwrap();
         assert!(answer.starts_with("{\"failed\":{\"message\":"), "{answer}");
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
 use numclip::bundle::Bundle;
@@ -138,6 +138,7 @@ fn an_agent_follows_orders_and_goes_back() {
     let mut message = [0; 4096];
     let length = manager.recv(&mut message).unwrap();
     assert_eq!(&message[..length], b"READY=1\n");
+    drop(manager);
     site.order("cam1", &order("r1", &new));
     until("the update", || site.serves("cam1", "1.1.0"));
     assert_eq!(serving(&site.shop.at("cam1")), "1.1.0");
@@ -163,6 +164,37 @@ fn an_agent_follows_orders_and_goes_back() {
     until("the farewell", || {
         site.presence("cam1").as_deref() == Some("offline")
     });
+}
+
+#[test]
+fn the_watchdog_is_fed_only_while_work_moves_on() {
+    let Some(site) = Site::new() else {
+        return;
+    };
+    let manager = UnixDatagram::bind(site.shop.at("manager")).unwrap();
+    manager
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let (new, _) = site.shop.package("1.1.0");
+    let mut agent = site.agent("cam1", &[]);
+    until("the first report", || site.serves("cam1", "1.0.0"));
+    // Told in four seconds, in which nothing moves; then watched for three.
+    let service = "reload = 'sleep 4'\nhealth = 'true'\nwatch_seconds = 3\n";
+    fs::write(site.shop.at("cam1/device.toml"), service).unwrap();
+    site.order("cam1", &order("r1", &new));
+    let (mut beats, mut message) = (vec![Instant::now()], [0; 4096]);
+    while !site.serves("cam1", "1.1.0") {
+        let length = manager.recv(&mut message).unwrap();
+        if &message[..length] == b"WATCHDOG=1\n" {
+            beats.push(Instant::now());
+        }
+    }
+    let gaps = || beats.windows(2).map(|pair| pair[1] - pair[0]);
+    let hung = gaps().position(|gap| gap > Duration::from_millis(3500));
+    let after = gaps().skip(hung.expect("no beat while nothing moves") + 1);
+    assert!(after.clone().count() >= 2, "{beats:?}");
+    assert!(after.max().unwrap() < Duration::from_secs(3), "{beats:?}");
+    assert_eq!(agent.end(), 0);
 }
 
 #[test]

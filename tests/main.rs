@@ -12,6 +12,10 @@ mod decode;
 mod doctor;
 #[cfg(feature = "flash")]
 mod flash;
+#[cfg(feature = "flash")]
+mod clock;
+#[cfg(feature = "flash")]
+mod failing;
 #[cfg(feature = "fleet")]
 mod fleet;
 #[cfg(feature = "live")]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use numclip::bundle::Bundle;
-use numclip::flash::{Delivery, DeviceError, place};
+use numclip::flash::{Allow, Delivery, DeviceError, place};
 use numclip::package::{Package, cartridge, write};
 use numclip::signature::Signature;
 
@@ -37,7 +37,14 @@ impl Medium {
     }
 
     fn place(&self, (package, signature): &(Package, Signature)) -> Result<Delivery, DeviceError> {
-        place(&self.device(), package, signature, None, false, &mut |_| ())
+        place(
+            &self.device(),
+            package,
+            signature,
+            None,
+            Allow::default(),
+            &mut |_| (),
+        )
     }
 
     fn serving(&self) -> String {
@@ -97,7 +104,14 @@ fn a_medium_that_fills_up_meanwhile_serves_what_it_did() {
         // Whatever fits, until nothing does.
         let _ = fs::write(&ballast, vec![0; 1 << 20]);
     };
-    let placed = place(&medium.device(), &next.0, &next.1, None, false, &mut fill);
+    let placed = place(
+        &medium.device(),
+        &next.0,
+        &next.1,
+        None,
+        Allow::default(),
+        &mut fill,
+    );
     let error = placed.unwrap_err().to_string();
     assert!(error.contains("No space left"), "{error}");
     assert_eq!(medium.serving(), "1.0.0");
@@ -141,9 +155,26 @@ fn each_byte_of_a_package_flipped_in_turn_is_refused_by_the_device() {
     let folder = folder.unwrap();
     let device = folder.path();
     shop.trust(device);
-    let place = |package: &Package| place(device, package, &signature, None, false, &mut |_| ());
+    let place = |package: &Package| {
+        place(
+            device,
+            package,
+            &signature,
+            None,
+            Allow::default(),
+            &mut |_| (),
+        )
+    };
     let (whole, its_signature) = shop.package("1.0.0");
-    numclip::flash::place(device, &whole, &its_signature, None, false, &mut |_| ()).unwrap();
+    numclip::flash::place(
+        device,
+        &whole,
+        &its_signature,
+        None,
+        Allow::default(),
+        &mut |_| (),
+    )
+    .unwrap();
     let serving = fs::read(device.join("current")).unwrap();
     for at in 0..bytes.len() {
         let mut flipped = bytes.clone();

@@ -6,14 +6,15 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use jiff::Timestamp;
 use numclip::bundle::{Bundle, State};
 use numclip::package::{
     Cartridge, Entry, Header, Index, MAX_FILE, MAX_FILES, Package, Required, ShadowBudget,
     cartridge, limit, pack, unpack, write,
 };
 use numclip::signature::{
-    KeyId, PublicKey, SecretKey, Signature, SignatureError, Strength, Trust, check_package,
-    sign_package,
+    KeyId, PublicKey, SecretKey, Signature, SignatureError, Strength, Term, Trust, check_package,
+    sign_package, time,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -49,8 +50,16 @@ fn packed() -> (TempDir, Package) {
     (folder, package)
 }
 
+/// Signed now, and for ever.
+fn now() -> Term {
+    Term {
+        signed: Timestamp::now(),
+        expires: None,
+    }
+}
+
 fn trusting(key: &SecretKey) -> Trust {
-    Trust::new(vec![key.public()], BTreeSet::new())
+    Trust::new(vec![key.public()], BTreeSet::new(), Some(Timestamp::now()))
 }
 
 #[test]
@@ -76,7 +85,7 @@ fn a_package_is_the_bundle_and_always_the_same_bytes() {
 fn a_flipped_byte_anywhere_is_refused() {
     let (folder, package) = packed();
     let key = SecretKey::generate().unwrap();
-    let signature = sign_package(&package, &key).unwrap();
+    let signature = sign_package(&package, &key, now()).unwrap();
     let trust = trusting(&key);
     check_package(&package, &signature, &trust).unwrap();
     let bytes = fs::read(package.path()).unwrap();
@@ -236,7 +245,7 @@ fn debians_minisign_agrees() {
     let at = |name: &str| folder.path().join(name);
     fs::write(at("a.key"), text.as_bytes()).unwrap();
     fs::write(at("a.pub"), key.public().to_string()).unwrap();
-    let signature = sign_package(&package, &key).unwrap();
+    let signature = sign_package(&package, &key, now()).unwrap();
     fs::write(at("tiny.minisig"), signature.to_string()).unwrap();
     let minisign = |args: &[&str]| {
         let mut child = Command::new("minisign")
@@ -289,15 +298,15 @@ fn keys_rotate_and_are_revoked() {
     let trusted = folder.path().join("trust.d");
     fs::create_dir(&trusted).unwrap();
     assert!(matches!(
-        Trust::read(&trusted),
+        Trust::read(&trusted, Some(Timestamp::now())),
         Err(SignatureError::NoKeys { .. })
     ));
     for (name, key) in [("old.pub", &keys[0]), ("new.pub", &keys[1])] {
         fs::write(trusted.join(name), key.public().to_string()).unwrap();
     }
     let checked = |key: &SecretKey| {
-        let trust = Trust::read(&trusted)?;
-        check_package(&package, &sign_package(&package, key)?, &trust).map(PublicKey::id)
+        let trust = Trust::read(&trusted, Some(Timestamp::now()))?;
+        check_package(&package, &sign_package(&package, key, now())?, &trust).map(PublicKey::id)
     };
     for key in &keys[..2] {
         assert_eq!(checked(key).unwrap(), key.public().id());
@@ -319,13 +328,53 @@ fn keys_rotate_and_are_revoked() {
 }
 
 #[test]
+fn keys_and_signatures_end_and_clocks_may_be_wrong() {
+    let (folder, package) = packed();
+    let at = |text: &str| time(text).unwrap();
+    let (secret, path) = (SecretKey::generate().unwrap(), folder.path().join("a.pub"));
+    let key = secret.public().until(Some(at("2028-01-01")));
+    fs::write(&path, key.to_string()).unwrap();
+    let term = Term {
+        signed: at("2027-03-01T10:00:00Z"),
+        expires: Some(at("2027-06-01")),
+    };
+    let signature = sign_package(&package, &secret, term).unwrap();
+    let checked = |now: Option<&str>| {
+        let trust = Trust::read(&path, now.map(at)).unwrap();
+        check_package(&package, &signature, &trust).map(PublicKey::expires)
+    };
+    for now in [Some("2027-03-02"), None] {
+        assert_eq!(checked(now).unwrap(), Some(at("2028-01-01")));
+    }
+    let refused = |now| checked(Some(now)).unwrap_err();
+    let early = refused("1970-01-01");
+    assert!(matches!(early, SignatureError::Clock { .. }), "{early}");
+    let late = refused("2027-07-01");
+    assert!(matches!(late, SignatureError::Expired { .. }), "{late}");
+    let too_late = refused("2028-07-01");
+    let over = matches!(too_late, SignatureError::KeyExpired { .. });
+    assert!(over, "{too_late}");
+    // Nobody but the signer makes it hold longer.
+    let text = signature.to_string().replace("2027-06-01", "2029-06-01");
+    let longer: Signature = text.parse().unwrap();
+    let trust = Trust::read(&path, Some(at("2027-03-02"))).unwrap();
+    let error = check_package(&package, &longer, &trust).unwrap_err();
+    assert!(matches!(error, SignatureError::Wrong { .. }), "{error}");
+    // A key whose end cannot be read is not taken for one without an end.
+    let text = key.to_string().replace("2028-01-01T", "soon");
+    fs::write(&path, text).unwrap();
+    let error = Trust::read(&path, None).unwrap_err().to_string();
+    assert!(error.contains("a.pub") && error.contains("soon"), "{error}");
+}
+
+#[test]
 fn a_good_signature_of_another_package_is_refused() {
     let (folder, package) = packed();
     let other = folder.path().join("other");
     crate::common::write_version(&other, "0.2.0", &crate::common::contents());
     let other = write(&folder.path().join("two"), &pack(&other).unwrap()).unwrap();
     let key = SecretKey::generate().unwrap();
-    let signature = sign_package(&other, &key).unwrap();
+    let signature = sign_package(&other, &key, now()).unwrap();
     let error = check_package(&package, &signature, &trusting(&key)).unwrap_err();
     assert!(error.to_string().contains("tiny 0.2.0"), "{error}");
 }
@@ -460,14 +509,14 @@ fn the_shipped_models_pack_and_as_cartridges_into_twenty_kilobytes() {
 fn a_limit_is_part_of_what_is_signed() {
     let (folder, package) = packed();
     let key = SecretKey::generate().unwrap();
-    let signature = sign_package(&package, &key).unwrap();
+    let signature = sign_package(&package, &key, now()).unwrap();
     let bytes = fs::read(package.path()).unwrap();
     let budget = |difference, frames| ShadowBudget { difference, frames };
     let limited = limit(&bytes, budget(0.5, 8)).unwrap();
     let limited = write(&folder.path().join("limited"), &limited).unwrap();
     assert_eq!(limited.header().index().shadow, Some(budget(0.5, 8)));
     assert!(check_package(&limited, &signature, &trusting(&key)).is_err());
-    let signature = sign_package(&limited, &key).unwrap();
+    let signature = sign_package(&limited, &key, now()).unwrap();
     check_package(&limited, &signature, &trusting(&key)).unwrap();
     for senseless in [budget(f32::NAN, 8), budget(-1.0, 8), budget(1.0, 0)] {
         assert!(limit(&bytes, senseless).is_err(), "{senseless:?}");

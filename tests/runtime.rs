@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use numclip::flash::{Delivery, Processor, RuntimeError, Site, install_runtime};
+use numclip::flash::{Allow, Delivery, Processor, RuntimeError, Site, install_runtime};
 use tempfile::TempDir;
 
 use crate::flash::Workshop;
@@ -69,6 +69,9 @@ fn one_command_makes_a_device_of_a_system() {
     );
     let wanted = root.join("etc/systemd/system/multi-user.target.wants/numclip.service");
     assert_eq!(fs::read_to_string(wanted).unwrap(), unit);
+    let agent = root.join("etc/systemd/system/numclip-agent.service");
+    let agent = fs::read_to_string(agent).unwrap();
+    assert!(agent.contains("ExecStart=/usr/local/bin/numclip agent"));
     let watched = fs::read_to_string(store.join("device.toml")).unwrap();
     assert!(watched.contains("systemctl restart numclip"), "{watched}");
     assert_eq!(fs::read_dir(store.join("trust.d")).unwrap().count(), 1);
@@ -119,7 +122,15 @@ fn a_program_with_which_the_service_is_not_well_goes_again() {
         Delivery::Installed
     );
     assert!(!log.exists(), "nothing serves yet");
-    numclip::flash::place(&store, &package, &signature, None, false, &mut |_| ()).unwrap();
+    numclip::flash::place(
+        &store,
+        &package,
+        &signature,
+        None,
+        Allow::default(),
+        &mut |_| (),
+    )
+    .unwrap();
     let error = install_runtime(&store, &other_program(), None, Site::Here).unwrap_err();
     assert!(matches!(error, RuntimeError::Unhealthy { .. }), "{error}");
     assert!(error.to_string().contains("runs again"), "{error}");
@@ -163,13 +174,11 @@ fn what_is_no_program_for_the_device_is_refused_with_the_reason() {
 }
 
 #[test]
-fn the_unit_is_one_that_systemd_takes() {
-    let unit = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/src/flash/runtime/numclip.service"
-    );
+fn the_units_are_such_that_systemd_takes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/flash/runtime");
     let Ok(output) = Command::new("systemd-analyze")
-        .args(["verify", unit])
+        .arg("verify")
+        .args(["numclip.service", "numclip-agent.service"].map(|unit| folder.join(unit)))
         .output()
     else {
         return eprintln!("skipped: no systemd-analyze here");

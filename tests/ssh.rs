@@ -149,6 +149,9 @@ set -- $SSH_ORIGINAL_COMMAND
 shift
 words=
 while [ $# -gt 2 ]; do words="$words $1"; shift; done
+# The device's clock, where it is not the machine's.
+clock=$(dirname "$0")/clock
+[ ! -e "$clock" ] || exec faketime "$(cat "$clock")" "$numclip" $words --store "$store"
 exec "$numclip" $words --store "$store"
 "#;
 
@@ -305,6 +308,33 @@ fn a_model_over_loopback_takes_no_more_than_the_device_needs_for_it() {
 }
 
 #[test]
+fn a_device_whose_clock_is_wrong_says_so_and_keeps_serving() {
+    let shop = Workshop::new();
+    let Some(server) = server(&shop) else {
+        return;
+    };
+    if Command::new("faketime").arg("--version").output().is_err() {
+        return eprintln!("skipped: no faketime here");
+    }
+    shop.trust(&server.device(0));
+    let flash = |version: &str, more: &[&str]| {
+        shop.package(version);
+        let package = shop.at(&format!("tiny-{version}")).display().to_string();
+        server.numclip(&[&["flash", &package], more].concat(), &[0])
+    };
+    let (ok, text) = flash("1.0.0", &[]);
+    assert!(ok, "{text}");
+    fs::write(server.folder.join("clock"), "1970-01-01 00:01:00").unwrap();
+    let (ok, text) = flash("1.1.0", &[]);
+    let told = text.contains("clock here says 1970-01-01") && text.contains("set the clock");
+    assert!(!ok && told, "{text}");
+    let (ok, text) = server.numclip(&["status"], &[0]);
+    assert!(ok && text.contains("1.0.0"), "{text}");
+    let (ok, text) = flash("1.1.0", &["--allow-any-clock"]);
+    assert!(ok && text.contains("installed"), "{text}");
+}
+
+#[test]
 fn a_bare_system_becomes_a_device_over_ssh() {
     let shop = Workshop::new();
     let Some(server) = server(&shop) else {
@@ -320,11 +350,12 @@ fn a_bare_system_becomes_a_device_over_ssh() {
     let program = assert_cmd::cargo::cargo_bin!("numclip")
         .display()
         .to_string();
-    let key = shop
-        .device()
-        .join("trust.d/release.pub")
-        .display()
-        .to_string();
+    let key = shop.device().join("trust.d/release.pub");
+    // The key's end travels with it.
+    let signer = fs::read_to_string(&key).unwrap();
+    let signer = signer.replacen('\n', " expires 2100-01-01T00:00:00Z\n", 1);
+    fs::write(&key, &signer).unwrap();
+    let key = key.display().to_string();
     let store = store.display().to_string();
     let flash = |program: &str| {
         let arguments = [
@@ -349,6 +380,9 @@ fn a_bare_system_becomes_a_device_over_ssh() {
             .count(),
         0
     );
+    let mut trusted = fs::read_dir(Path::new(&store).join("trust.d")).unwrap();
+    let trusted = trusted.next().unwrap().unwrap().path();
+    assert_eq!(fs::read_to_string(trusted).unwrap(), signer);
     fs::remove_file(root.join("etc/systemd/system/numclip.service")).unwrap();
     let (ok, text) = flash(&program);
     assert!(ok && text.contains("already there"), "{text}");

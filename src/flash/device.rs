@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -85,6 +86,24 @@ pub enum Stage {
     Compared(Comparison),
     /// The new model serves.
     Switched,
+    /// The service is looked at, to see whether it is well.
+    Watching,
+}
+
+/// What a device takes only when it is told to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allow {
+    /// A package that is older than what serves.
+    pub downgrade: bool,
+    /// Signatures of any time: the device's clock is not to be trusted.
+    pub any_clock: bool,
+}
+
+impl Allow {
+    /// The time by which signatures are judged, where the clock says `now`.
+    pub(crate) fn clock(self, now: Timestamp) -> Option<Timestamp> {
+        (!self.any_clock).then_some(now)
+    }
 }
 
 /// Whose a store is.
@@ -198,12 +217,13 @@ impl Device {
         &self.service
     }
 
-    /// The keys that this device trusts.
+    /// The keys that this device trusts at the time `now`; without it no
+    /// expiry is checked.
     ///
     /// # Errors
     /// [`DeviceError::Signature`] when they cannot be read, or there are none.
-    pub fn trust(&self) -> Result<Trust, DeviceError> {
-        Ok(Trust::read(&self.root.join(TRUST))?)
+    pub fn trust(&self, now: Option<Timestamp>) -> Result<Trust, DeviceError> {
+        Ok(Trust::read(&self.root.join(TRUST), now)?)
     }
 
     /// Installs a package: signature against `trust`, files from `source`,
@@ -234,8 +254,8 @@ impl Device {
             let Ok(serves) = loaded(root, serving) else {
                 return Ok(());
             };
-            tell(Stage::Comparing);
-            if let Some(comparison) = compare(&serves, &candidate, pictures, *budget)? {
+            let mut each = || tell(Stage::Comparing);
+            if let Some(comparison) = compare(&serves, &candidate, pictures, *budget, &mut each)? {
                 tell(Stage::Compared(comparison));
             }
             Ok(())
@@ -244,24 +264,26 @@ impl Device {
         let outcome = install::install(folder, header, source, allow_downgrade, &mut check)?;
         if let Outcome::Installed { before } = &outcome {
             tell(Stage::Switched);
-            self.hand_over(before)?;
+            self.hand_over(before, tell)?;
         }
         // The model serves; what cannot be cleared now is by the next update.
         let _ = install::prune(&mut self.folder);
         Ok(outcome)
     }
 
-    /// Lets the model serve again that did before.
+    /// Lets the model serve again that did before; `tell` hears of each step.
     ///
     /// # Errors
     /// [`DeviceError`].
-    pub fn rollback(&mut self) -> Result<(), DeviceError> {
+    pub fn rollback(&mut self, tell: &mut dyn FnMut(Stage)) -> Result<(), DeviceError> {
         let before = state(&self.folder)?;
         let root = &self.root;
         install::rollback(&mut self.folder, &mut |digest| {
+            tell(Stage::Proving);
             proved(root, digest).map(drop)
         })?;
-        self.hand_over(&before)
+        tell(Stage::Switched);
+        self.hand_over(&before, tell)
     }
 
     /// Removes what neither serves nor did before; says what was removed.
@@ -273,15 +295,20 @@ impl Device {
     }
 
     /// Tells the service, and goes back to `before` if it is not well.
-    fn hand_over(&mut self, before: &State) -> Result<(), DeviceError> {
-        let Err(message) = self.service.take_over() else {
+    fn hand_over(
+        &mut self,
+        before: &State,
+        tell: &mut dyn FnMut(Stage),
+    ) -> Result<(), DeviceError> {
+        let mut looks = || tell(Stage::Watching);
+        let Err(message) = self.service.take_over(&mut looks) else {
             return Ok(());
         };
         let way_back = match &before.serving {
             None => "no other model is there to go back to".into(),
             Some(_) => {
                 install::restore(&mut self.folder, before)?;
-                match self.service.take_over() {
+                match self.service.take_over(&mut looks) {
                     Ok(()) => "the model before it serves again".into(),
                     Err(again) => format!("the model before it is back, but {again}"),
                 }

@@ -83,7 +83,14 @@ pub fn install(
     for need in needs {
         fetch(disk, header, need, source)?;
     }
-    seal(disk, digest)?;
+    if let Err(failure) = seal(disk, digest) {
+        // What was not written may read well until the power goes: the next
+        // attempt is not to rely on it.
+        if ![&before.serving, &before.previous].contains(&&Some(digest.into())) {
+            let _ = remove_slot(disk, &slot(digest));
+        }
+        return Err(failure);
+    }
     intact(disk, digest)?;
     refuse_other_model(disk, header)?;
     check(digest)?;

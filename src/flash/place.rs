@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::device::{Device, DeviceError, Site, Stage};
+use jiff::Timestamp;
+
+use super::device::{Allow, Device, DeviceError, Site, Stage};
 use super::install::{Need, Source};
 use super::wire::{Delivery, Progress};
 use crate::package::{Entry, Package};
@@ -20,13 +22,13 @@ pub fn place(
     package: &Package,
     signature: &Signature,
     trust: Option<&Trust>,
-    allow_downgrade: bool,
+    allow: Allow,
     show: &mut dyn FnMut(Progress),
 ) -> Result<Delivery, DeviceError> {
     let mut device = Device::open_on(root, Site::of(root))?;
     let trust = match trust {
         Some(trust) => trust.clone(),
-        None => device.trust()?,
+        None => device.trust(allow.clock(Timestamp::now()))?,
     };
     let show = RefCell::new(show);
     let mut source = Local {
@@ -37,7 +39,7 @@ pub fn place(
         package.header(),
         signature,
         &trust,
-        allow_downgrade,
+        allow.downgrade,
         &mut source,
         &mut |stage: Stage| (*show.borrow_mut())(Progress::Stage(stage)),
     )?;

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! /usr/local/bin/numclip           the program; numclip.before is the one before
-//! /etc/systemd/system/             the unit, hardened
+//! /etc/systemd/system/             the units, hardened: the camera's, the agent's
 //! /etc/sysusers.d/numclip.conf     the user it runs as
 //! /etc/numclip/numclip.toml        settings, written once and then the owner's
+//! /etc/numclip/agent               options of the agent; likewise
 //! /var/lib/numclip/device.toml     how the service is told and watched; likewise
 //! ```
 
@@ -30,19 +31,27 @@ use swap::{CURRENT, NEXT, replace, restore};
 
 pub use program::Processor;
 
-const UNIT: &str = include_str!("runtime/numclip.service");
+const UNITS: [&str; 2] = [
+    include_str!("runtime/numclip.service"),
+    include_str!("runtime/numclip-agent.service"),
+];
 const USER: &str = include_str!("runtime/numclip.conf");
 const SETTINGS: &str = include_str!("runtime/numclip.toml");
+const AGENT: &str = include_str!("runtime/agent");
 const WATCHED: &str = include_str!("runtime/device.toml");
 
 /// Where the program lies, from the root of the system.
 const BIN: &str = "usr/local/bin";
 /// Where a package manager puts it.
 const PACKAGED: &str = "usr/bin/numclip";
-const UNIT_PATH: &str = "etc/systemd/system/numclip.service";
+const UNIT_PATHS: [&str; 2] = [
+    "etc/systemd/system/numclip.service",
+    "etc/systemd/system/numclip-agent.service",
+];
 const ENABLED_PATH: &str = "etc/systemd/system/multi-user.target.wants/numclip.service";
 const USER_PATH: &str = "etc/sysusers.d/numclip.conf";
 const SETTINGS_PATH: &str = "etc/numclip/numclip.toml";
+const AGENT_PATH: &str = "etc/numclip/agent";
 
 /// Why a program is not installed. The one that was there still runs.
 #[derive(Debug, Error)]
@@ -114,6 +123,7 @@ pub fn install_runtime(
     }
     make_folder(store)?;
     system.write_once(SETTINGS_PATH, SETTINGS)?;
+    system.write_once(AGENT_PATH, AGENT)?;
     if system.has_systemd() && !store.join(SERVICE).exists() {
         put(&store.join(SERVICE), WATCHED)?;
     }
@@ -121,9 +131,9 @@ pub fn install_runtime(
         trust(store, key)?;
     }
     let device = Device::open_on(store, site)?;
-    let unit_before = fs::read_to_string(system.at(UNIT_PATH)).ok();
+    let units_before = UNIT_PATHS.map(|path| fs::read_to_string(system.at(path)).ok());
     let is_new = system.exchange(program)?;
-    let is_other = system.place_unit()?;
+    let is_other = system.place_units()?;
     if !is_new && !is_other {
         return Ok(Delivery::AlreadyThere);
     }
@@ -134,7 +144,7 @@ pub fn install_runtime(
     let Err(message) = device.service().start_again() else {
         return Ok(Delivery::Installed);
     };
-    let way_back = system.go_back(is_new, unit_before.as_deref(), &device)?;
+    let way_back = system.go_back(is_new, &units_before, &device)?;
     Err(RuntimeError::Unhealthy { message, way_back })
 }
 
@@ -223,14 +233,16 @@ impl System {
         }
     }
 
-    /// Writes the unit and makes it known; `false` when nothing changed.
-    fn place_unit(&self) -> Result<bool, RuntimeError> {
+    /// Writes the units and makes them known; `false` when nothing changed.
+    fn place_units(&self) -> Result<bool, RuntimeError> {
         if !self.has_systemd() {
             return Ok(false);
         }
-        let unit = UNIT.replace("/usr/bin/numclip", &format!("/{BIN}/{CURRENT}"));
-        let users = self.write(USER_PATH, USER)?;
-        let changed = self.write(UNIT_PATH, &unit)? | users;
+        let mut changed = self.write(USER_PATH, USER)?;
+        for (path, unit) in UNIT_PATHS.iter().zip(UNITS) {
+            let unit = unit.replace("/usr/bin/numclip", &format!("/{BIN}/{CURRENT}"));
+            changed |= self.write(path, &unit)?;
+        }
         self.make_known()?;
         Ok(changed)
     }
@@ -253,12 +265,14 @@ impl System {
     fn go_back(
         &self,
         is_new: bool,
-        unit: Option<&str>,
+        units: &[Option<String>; 2],
         device: &Device,
     ) -> Result<&'static str, RuntimeError> {
-        if let Some(unit) = unit {
-            self.write(UNIT_PATH, unit)?;
-            self.make_known()?;
+        for (path, unit) in UNIT_PATHS.iter().zip(units) {
+            if let Some(unit) = unit {
+                self.write(path, unit)?;
+                self.make_known()?;
+            }
         }
         if is_new && !restore(&mut Folder::new(self.at(BIN)))? {
             return Ok("no other program is there to go back to");

@@ -60,12 +60,13 @@ impl Default for Service {
 }
 
 impl Service {
-    /// Tells the service of a new model and watches it for a while.
+    /// Tells the service of a new model and watches it for a while; `looks`
+    /// hears of each look.
     ///
     /// # Errors
     /// Says what failed, with the command.
-    pub(super) fn take_over(&self) -> Result<(), String> {
-        self.after(self.reload.as_deref())
+    pub(super) fn take_over(&self, looks: &mut dyn FnMut()) -> Result<(), String> {
+        self.after(self.reload.as_deref(), looks)
     }
 
     /// Starts the service again, with a new program, and watches it for a
@@ -74,10 +75,10 @@ impl Service {
     /// # Errors
     /// Says what failed, with the command.
     pub(super) fn start_again(&self) -> Result<(), String> {
-        self.after(self.restart.as_deref())
+        self.after(self.restart.as_deref(), &mut || ())
     }
 
-    fn after(&self, command: Option<&str>) -> Result<(), String> {
+    fn after(&self, command: Option<&str>, looks: &mut dyn FnMut()) -> Result<(), String> {
         if let Some(command) = command {
             run(command)?;
         }
@@ -87,6 +88,7 @@ impl Service {
         let end = Instant::now() + Duration::from_secs_f32(self.watch_seconds.clamp(0.0, 3600.0));
         let mut failed = 0;
         loop {
+            looks();
             let result = run(health);
             failed = if result.is_ok() { 0 } else { failed + 1 };
             let over = Instant::now() >= end;

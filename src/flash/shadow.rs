@@ -29,7 +29,8 @@ pub struct Comparison {
 
 /// Compares `candidate` with the model that `serves` on the pictures in
 /// `folder`; refuses it beyond `budget`. `None` where the two estimate
-/// different quantities, so that there is nothing to compare.
+/// different quantities, so that there is nothing to compare. `each` hears of
+/// every picture.
 ///
 /// # Errors
 /// [`StoreError::Shadow`], also when there are too few pictures to tell.
@@ -38,6 +39,7 @@ pub(super) fn compare(
     candidate: &Pipeline,
     folder: &Path,
     budget: ShadowBudget,
+    each: &mut dyn FnMut(),
 ) -> Result<Option<Comparison>, StoreError> {
     let [old, new] = [serves, candidate].map(|model| &model.bundle().manifest().task);
     if (&old.name, &old.unit) != (&new.name, &new.unit) {
@@ -53,8 +55,8 @@ pub(super) fn compare(
         )));
     }
     let failed = |error: EncodeError| StoreError::Shadow(error.to_string());
-    let values = values(serves, &pictures).map_err(failed)?;
-    let others = self::values(candidate, &pictures).map_err(failed)?;
+    let values = values(serves, &pictures, each).map_err(failed)?;
+    let others = self::values(candidate, &pictures, each).map_err(failed)?;
     let comparison = compared(&values, &others);
     match comparison.mean <= budget.difference {
         true => Ok(Some(comparison)),
@@ -75,9 +77,16 @@ fn pictures(folder: &Path) -> Vec<Frame> {
     frames.filter_map(Result::ok).collect()
 }
 
-fn values(pipeline: &Pipeline, pictures: &[Frame]) -> Result<Vec<f32>, EncodeError> {
+fn values(
+    pipeline: &Pipeline,
+    pictures: &[Frame],
+    each: &mut dyn FnMut(),
+) -> Result<Vec<f32>, EncodeError> {
     let mut worker = pipeline.worker()?;
-    let estimates = pictures.iter().map(|picture| worker.estimate(picture));
+    let estimates = pictures.iter().map(|picture| {
+        each();
+        worker.estimate(picture)
+    });
     estimates.map(|timed| Ok(timed?.estimate.value)).collect()
 }
 

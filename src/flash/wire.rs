@@ -7,11 +7,12 @@ use std::cell::RefCell;
 use std::io::{self, BufRead, Read, Write};
 use std::path::Path;
 
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::device::{Device, DeviceError, Stage};
+use super::device::{Allow, Device, DeviceError, Stage};
 use super::install::{Need, Outcome, Source};
 use super::store::StoreError;
 use crate::package::{Entry, Header, Package, PackageError};
@@ -28,6 +29,8 @@ const MAX_LINE: u64 = 64 << 10;
 struct Offer {
     protocol: u32,
     allow_downgrade: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    allow_any_clock: bool,
     signature: String,
 }
 
@@ -110,16 +113,18 @@ impl From<&Outcome> for Delivery {
     }
 }
 
-/// The device's side: takes a package into the store at `root`.
+/// The device's side: takes a package into the store at `root`, at the time
+/// `now` by the device's clock.
 ///
 /// # Errors
 /// [`DeviceError`], of which the sender has been told.
 pub fn receive(
     root: &Path,
+    now: Timestamp,
     reader: &mut dyn BufRead,
     writer: &mut dyn Write,
 ) -> Result<Delivery, DeviceError> {
-    let result = receive_offer(root, reader, writer);
+    let result = receive_offer(root, now, reader, writer);
     let message = match &result {
         Ok(delivery) => Message::Done(*delivery),
         Err(error) => Message::Failed {
@@ -134,6 +139,7 @@ pub fn receive(
 
 fn receive_offer(
     root: &Path,
+    now: Timestamp,
     reader: &mut dyn BufRead,
     writer: &mut dyn Write,
 ) -> Result<Delivery, DeviceError> {
@@ -148,7 +154,11 @@ fn receive_offer(
     let signature: Signature = offer.signature.parse()?;
     let header = Header::read(&mut &mut *reader).map_err(StoreError::from)?;
     let mut device = Device::open(root)?;
-    let trust = device.trust()?;
+    let allow = Allow {
+        downgrade: offer.allow_downgrade,
+        any_clock: offer.allow_any_clock,
+    };
+    let trust = device.trust(allow.clock(now))?;
     let writer = RefCell::new(writer);
     let mut source = Stream {
         reader,
@@ -162,7 +172,7 @@ fn receive_offer(
         &header,
         &signature,
         &trust,
-        offer.allow_downgrade,
+        allow.downgrade,
         &mut source,
         &mut stage,
     )?;
@@ -176,14 +186,15 @@ fn receive_offer(
 pub fn send(
     package: &Package,
     signature: &Signature,
-    allow_downgrade: bool,
+    allow: Allow,
     reader: &mut dyn BufRead,
     writer: &mut dyn Write,
     show: &mut dyn FnMut(Progress),
 ) -> Result<Delivery, SendError> {
     let offer = Offer {
         protocol: PROTOCOL,
-        allow_downgrade,
+        allow_downgrade: allow.downgrade,
+        allow_any_clock: allow.any_clock,
         signature: signature.to_string(),
     };
     let offered = tell(writer, &offer)

@@ -14,7 +14,7 @@ use super::message::{Heard, OFFLINE, ONLINE, Order, Phase, Report, Topics};
 use super::origin::Place;
 use super::policy::{Ending, Held, Step, Trial, begin, conclude, decide, phase};
 use super::registry::Access;
-use crate::flash::{self, Delivery, Device, DeviceError, Folder, Health, Status};
+use crate::flash::{self, Allow, Delivery, Device, DeviceError, Folder, Health, Status};
 use crate::sink::mqtt::MqttSettings;
 use crate::sink::mqtt::link::{Ear, Link};
 use crate::sink::mqtt::post::{Message, Post};
@@ -47,8 +47,8 @@ pub struct AgentSettings {
     pub every: Duration,
     /// How registries and servers are reached.
     pub access: Access,
-    /// Whether an order may name a package that is older than what serves.
-    pub allow_downgrade: bool,
+    /// What an order may ask for.
+    pub allow: Allow,
 }
 
 /// Why an agent does not start.
@@ -98,7 +98,7 @@ impl Agent {
     /// [`AgentError`]. A broker or a registry that is away is no error.
     pub fn start(settings: AgentSettings) -> Result<Self, AgentError> {
         // The store is made, and what is wrong with it shows at once.
-        drop(Device::open(&settings.store)?.trust()?);
+        drop(Device::open(&settings.store)?.trust(None)?);
         let inbox = Arc::<Inbox>::default();
         let broker = settings.broker.as_ref();
         let broker = broker.map(|broker| Broker::start(broker, &settings, &inbox));
@@ -118,8 +118,11 @@ impl Agent {
         })
     }
 
-    /// Does what is to be done now. `tell` gets the report where it is due.
-    pub fn turn(&mut self, tell: &mut dyn FnMut(&Report)) {
+    /// Does what is to be done now. `tell` gets the report where it is due;
+    /// `alive` hears of everything that moves on, so that work which takes long
+    /// can be told from work that hangs.
+    pub fn turn(&mut self, tell: &mut dyn FnMut(&Report), alive: &dyn Fn()) {
+        alive();
         self.look();
         if let Some(order) = self.inbox.lock().take() {
             self.order = order;
@@ -127,7 +130,7 @@ impl Agent {
         let step = self.step();
         if matches!(step, Step::Install | Step::GoBack) {
             self.tell(Phase::Updating, tell);
-            self.carry_out(step);
+            self.carry_out(step, alive);
         } else if step == Step::Rest && self.is_proved() {
             self.memory.keep(None);
         }
@@ -206,20 +209,20 @@ impl Agent {
         self.is_unproved() && self.order.is_some() && self.started.elapsed() >= PROOF
     }
 
-    fn carry_out(&mut self, step: Step) {
+    fn carry_out(&mut self, step: Step, alive: &dyn Fn()) {
         let Some(order) = self.order.clone() else {
             return;
         };
         let trial = begin(&order, self.memory.trial.take());
         self.memory.keep(Some(trial.clone()));
         let ending = match step {
-            Step::GoBack => self.go_back(&order),
-            _ => self.install(&order),
+            Step::GoBack => self.go_back(&order, alive),
+            _ => self.install(&order, alive),
         };
         self.memory.keep(conclude(trial, ending, now(), chance()));
     }
 
-    fn install(&self, order: &Order) -> Ending {
+    fn install(&self, order: &Order, alive: &dyn Fn()) -> Ending {
         let Some(package) = &order.package else {
             let message = "the store no longer has this bundle, and the order names no package";
             return Ending::Refused(message.into());
@@ -234,8 +237,8 @@ impl Agent {
                 &order.sha256,
                 &mut device,
                 &settings.access,
-                settings.allow_downgrade,
-                &mut |_| (),
+                settings.allow,
+                alive,
             ),
             Err(error) => Err(error.into()),
         };
@@ -246,10 +249,10 @@ impl Agent {
         }
     }
 
-    fn go_back(&self, order: &Order) -> Ending {
+    fn go_back(&self, order: &Order, alive: &dyn Fn()) -> Ending {
         let device = Device::open(&self.settings.store);
         let serves = |state: crate::bundle::State| state.serving.as_ref() == Some(&order.sha256);
-        match device.and_then(|mut device| device.rollback()) {
+        match device.and_then(|mut device| device.rollback(&mut |_| alive())) {
             Ok(()) => match flash::state(&Folder::new(&self.settings.store)).map(serves) {
                 Ok(true) => Ending::Done,
                 _ => Ending::Refused(

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use ureq::Agent;
@@ -12,7 +13,7 @@ use ureq::http::StatusCode;
 
 use super::message::Order;
 use super::registry::{Access, Reference, Registry, RegistryError};
-use crate::flash::{Delivery, Device, DeviceError, Need, Source, Stage, StoreError};
+use crate::flash::{Allow, Delivery, Device, DeviceError, Need, Source, StoreError};
 use crate::package::{Entry, Header, Package, PackageError};
 use crate::signature::{Signature, SignatureError};
 
@@ -84,12 +85,14 @@ pub struct Found {
 }
 
 impl OriginError {
-    /// Whether only the way there failed.
+    /// Whether only the way there failed, or a clock that is not set yet.
     pub fn may_be_repeated(&self) -> bool {
         match self {
             Self::Registry(error) => error.may_be_repeated(),
             Self::Place { again, .. } => *again,
             Self::Device(DeviceError::Busy { .. }) => true,
+            // A clock that is behind is set before long, once there is a network.
+            Self::Device(DeviceError::Signature(SignatureError::Clock { .. })) => true,
             Self::Device(DeviceError::Store(StoreError::Cut { .. })) => true,
             // What fails under this name is the reading of the package.
             Self::Device(DeviceError::Store(StoreError::Disk { path, .. })) => path == "package",
@@ -162,6 +165,7 @@ impl Place {
     }
 
     /// Installs the package that lies here, if it is of the bundle `expected`.
+    /// `alive` hears of everything that moves on, be it a few bytes.
     ///
     /// # Errors
     /// [`OriginError`]; the device then serves what it did before.
@@ -170,10 +174,10 @@ impl Place {
         expected: &str,
         device: &mut Device,
         access: &Access,
-        allow_downgrade: bool,
-        tell: &mut dyn FnMut(Stage),
+        allow: Allow,
+        alive: &dyn Fn(),
     ) -> Result<Delivery, OriginError> {
-        let trust = device.trust()?;
+        let trust = device.trust(allow.clock(Timestamp::now()))?;
         let mut bring = |header: &Header, signature: &Signature, source: &mut dyn Source| {
             let got = header.index().bundle_sha256();
             if got != expected {
@@ -183,8 +187,14 @@ impl Place {
                     got: got.into(),
                 });
             }
-            let outcome =
-                device.install(header, signature, &trust, allow_downgrade, source, tell)?;
+            let outcome = device.install(
+                header,
+                signature,
+                &trust,
+                allow.downgrade,
+                &mut Audible { source, alive },
+                &mut |_| alive(),
+            )?;
             Ok(Delivery::from(&outcome))
         };
         match self {
@@ -304,6 +314,39 @@ impl Source for FilePackage<'_> {
     }
 }
 
+/// A source of which it is heard that something comes.
+struct Audible<'a, 'b> {
+    source: &'a mut (dyn Source + 'b),
+    alive: &'a dyn Fn(),
+}
+
+impl Source for Audible<'_, '_> {
+    fn announce(&mut self, needs: &[Need]) -> io::Result<()> {
+        self.source.announce(needs)
+    }
+
+    fn blob(&mut self, need: Need, entry: &Entry) -> io::Result<Box<dyn Read + '_>> {
+        let source = self.source.blob(need, entry)?;
+        Ok(Box::new(AudibleBlob {
+            source,
+            alive: self.alive,
+        }))
+    }
+}
+
+struct AudibleBlob<'a> {
+    source: Box<dyn Read + 'a>,
+    alive: &'a dyn Fn(),
+}
+
+impl Read for AudibleBlob<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.source.read(buffer)?;
+        (self.alive)();
+        Ok(length)
+    }
+}
+
 fn agent(url: &str, access: &Access) -> Result<Agent, OriginError> {
     let refused = |message: String| OriginError::Place {
         place: url.into(),
@@ -409,6 +452,15 @@ mod tests {
         let elsewhere = joined(&web, "r.local/gauge:1").unwrap();
         assert_eq!(elsewhere.as_deref(), Some("r.local/gauge:1"));
         assert!(joined(&web, "../gauge.numclip").is_err());
+    }
+
+    #[test]
+    fn a_clock_that_is_not_set_yet_is_waited_for() {
+        let refused = |error: SignatureError| OriginError::from(DeviceError::from(error));
+        let (now, signed) = (Timestamp::UNIX_EPOCH, Timestamp::MAX);
+        assert!(refused(SignatureError::Clock { now, signed }).may_be_repeated());
+        let (now, expired) = (Timestamp::MAX, Timestamp::UNIX_EPOCH);
+        assert!(!refused(SignatureError::Expired { now, expired }).may_be_repeated());
     }
 
     #[test]

@@ -6,13 +6,17 @@ use std::str::FromStr;
 use base64ct::{Base64, Encoding as _};
 use blake2::{Blake2b512, Digest as _};
 use ed25519_dalek::VerifyingKey;
+use jiff::Timestamp;
 
+use super::term::time;
 use super::{Kind, SignatureError};
 
 /// Longest text that is taken for a key or a signature, in bytes.
 pub(super) const MAX_TEXT: usize = 4096;
 const UNTRUSTED: &str = "untrusted comment: ";
 const TRUSTED: &str = "trusted comment: ";
+/// What stands before the end of a key in its comment.
+const EXPIRES: &str = " expires ";
 const KEY_ALGORITHM: [u8; 2] = *b"Ed";
 const HASHED: [u8; 2] = *b"ED";
 
@@ -25,6 +29,7 @@ pub struct KeyId(pub(super) [u8; 8]);
 pub struct PublicKey {
     id: KeyId,
     key: VerifyingKey,
+    expires: Option<Timestamp>,
 }
 
 /// A signature with its trusted comment.
@@ -38,12 +43,26 @@ pub struct Signature {
 
 impl PublicKey {
     pub(super) fn new(id: KeyId, key: VerifyingKey) -> Self {
-        Self { id, key }
+        Self {
+            id,
+            key,
+            expires: None,
+        }
+    }
+
+    /// The same key, trusted no longer than until `expires`.
+    pub fn until(self, expires: Option<Timestamp>) -> Self {
+        Self { expires, ..self }
     }
 
     /// Which key it is.
     pub fn id(&self) -> KeyId {
         self.id
+    }
+
+    /// Until when it is trusted, if that ends.
+    pub fn expires(&self) -> Option<Timestamp> {
+        self.expires
     }
 
     /// Holds the trusted comment of `signature` against its global signature.
@@ -81,12 +100,16 @@ impl PublicKey {
 impl FromStr for PublicKey {
     type Err = SignatureError;
 
-    /// Reads a public key file: a comment, then the key; or the key alone.
+    /// Reads a public key file: a comment, then the key; or the key alone. A
+    /// comment that ends in `expires TIME` limits the key: nobody signs it, but
+    /// nobody signs the key either, and both are trusted for where they lie.
     fn from_str(text: &str) -> Result<Self, SignatureError> {
         let kind = Kind::PublicKey;
         let mut lines = lines(kind, text)?;
         let mut line = lines.next();
-        if line.is_some_and(|line| line.starts_with(UNTRUSTED)) {
+        let mut expires = None;
+        if let Some(comment) = line.filter(|line| line.starts_with(UNTRUSTED)) {
+            expires = expiry(comment)?;
             line = lines.next();
         }
         let bytes: [u8; 42] = kind.decode(line)?;
@@ -98,7 +121,7 @@ impl FromStr for PublicKey {
         if key.is_weak() {
             return Err(kind.malformed("a weak key, which anybody can sign for"));
         }
-        Ok(Self::new(id_at(&bytes), key))
+        Ok(Self::new(id_at(&bytes), key).until(expires))
     }
 }
 
@@ -106,7 +129,11 @@ impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = [&KEY_ALGORITHM[..], &self.id.0, self.key.as_bytes()].concat();
         let line = Base64::encode_string(&bytes);
-        write!(f, "{UNTRUSTED}minisign public key {}\n{line}\n", self.id)
+        write!(f, "{UNTRUSTED}minisign public key {}", self.id)?;
+        if let Some(expires) = self.expires {
+            write!(f, "{EXPIRES}{expires:.0}")?;
+        }
+        write!(f, "\n{line}\n")
     }
 }
 
@@ -204,6 +231,16 @@ pub(super) fn lines(kind: Kind, text: &str) -> Result<std::str::Lines<'_>, Signa
         true => Ok(text.lines()),
         false => Err(kind.malformed(format!("longer than {MAX_TEXT} bytes"))),
     }
+}
+
+/// The end of a key, by its comment.
+fn expiry(comment: &str) -> Result<Option<Timestamp>, SignatureError> {
+    let Some((_, text)) = comment.split_once(EXPIRES) else {
+        return Ok(None);
+    };
+    let message = format!("expected a time such as 2027-01-31T12:00:00Z, got {text:?}");
+    let expires = time(text).ok_or_else(|| Kind::PublicKey.malformed(message))?;
+    Ok(Some(expires))
 }
 
 /// The key's number, which follows two bytes for the algorithm.

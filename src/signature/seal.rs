@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::str::FromStr;
 
-use super::{Kind, PublicKey, SecretKey, Signature, SignatureError, Trust};
+use super::{Kind, PublicKey, SecretKey, Signature, SignatureError, Term, Trust};
 use crate::package::{Header, Package, PackageError};
 
 /// What the trusted comment of a package's signature says.
@@ -16,15 +16,18 @@ pub struct Statement {
     pub version: String,
     /// SHA-256 of the package's header.
     pub header: String,
+    /// When it was signed; not in signatures that minisign made by hand.
+    pub term: Option<Term>,
 }
 
 impl Statement {
     /// The statement about the package with this header.
-    pub fn of(header: &Header) -> Self {
+    pub fn of(header: &Header, term: Option<Term>) -> Self {
         Self {
             name: header.index().name.clone(),
             version: header.index().version.clone(),
             header: header.sha256(),
+            term,
         }
     }
 }
@@ -32,7 +35,11 @@ impl Statement {
 impl fmt::Display for Statement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, version, header) = (&self.name, &self.version, &self.header);
-        write!(f, "numclip package {name} {version} header sha256:{header}")
+        write!(f, "numclip package {name} {version} header sha256:{header}")?;
+        match self.term {
+            Some(term) => write!(f, " {term}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -41,14 +48,29 @@ impl FromStr for Statement {
 
     fn from_str(text: &str) -> Result<Self, SignatureError> {
         let words: Vec<&str> = text.split(' ').collect();
-        let ["numclip", "package", name, version, "header", header] = words[..] else {
-            return Err(Kind::Signature
-                .malformed(format!("not of a package; its trusted comment is {text:?}")));
+        let foreign = || {
+            Kind::Signature.malformed(format!("not of a package; its trusted comment is {text:?}"))
+        };
+        let [
+            "numclip",
+            "package",
+            name,
+            version,
+            "header",
+            header,
+            ref term @ ..,
+        ] = words[..]
+        else {
+            return Err(foreign());
         };
         Ok(Self {
             name: name.into(),
             version: version.into(),
             header: header.strip_prefix("sha256:").unwrap_or_default().into(),
+            term: match term {
+                [] => None,
+                words => Some(Term::parse(words).ok_or_else(foreign)?),
+            },
         })
     }
 }
@@ -57,9 +79,13 @@ impl FromStr for Statement {
 ///
 /// # Errors
 /// [`SignatureError::Package`] when the package is damaged.
-pub fn sign_package(package: &Package, key: &SecretKey) -> Result<Signature, SignatureError> {
+pub fn sign_package(
+    package: &Package,
+    key: &SecretKey,
+    term: Term,
+) -> Result<Signature, SignatureError> {
     check_files(package)?;
-    let statement = Statement::of(package.header()).to_string();
+    let statement = Statement::of(package.header(), Some(term)).to_string();
     key.sign(&read(package)?, &statement)
 }
 
@@ -76,14 +102,15 @@ pub fn check_header<'a>(
     let key = trust.key(signature.id())?;
     key.verify_comment(signature)?;
     let signed: Statement = signature.trusted_comment().parse()?;
-    let got = Statement::of(header);
-    match signed == got {
-        true => Ok(key),
-        false => Err(SignatureError::OtherPackage {
+    let got = Statement::of(header, signed.term);
+    if signed != got {
+        return Err(SignatureError::OtherPackage {
             signed: format!("{} {} ({})", signed.name, signed.version, signed.header),
             got: format!("{} {} ({})", got.name, got.version, got.header),
-        }),
+        });
     }
+    trust.check_term(key, signed.term)?;
+    Ok(key)
 }
 
 /// Holds all of a package against its signature.

@@ -4,40 +4,45 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
+
+use super::term::{self, Term};
 use super::{KeyId, PublicKey, SignatureError};
 
 /// Name of the list of revoked keys in a folder of trusted ones: a key's
 /// number (16 hexadecimal digits) a line; `#` begins a remark.
 pub const REVOKED: &str = "revoked";
 
-/// Keys that are trusted, and keys that no longer are.
+/// Keys that are trusted at a moment, and keys that no longer are.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
     keys: Vec<PublicKey>,
     revoked: BTreeSet<KeyId>,
+    now: Option<Timestamp>,
 }
 
 impl Trust {
-    /// Trusts these keys.
-    pub fn new(keys: Vec<PublicKey>, revoked: BTreeSet<KeyId>) -> Self {
-        Self { keys, revoked }
+    /// Trusts these keys at the time `now`; without it no expiry is checked.
+    pub fn new(keys: Vec<PublicKey>, revoked: BTreeSet<KeyId>, now: Option<Timestamp>) -> Self {
+        Self { keys, revoked, now }
     }
 
     /// Reads one public key, or a folder: every `*.pub` in it, and the list of
-    /// revoked keys.
+    /// revoked keys; to be trusted at the time `now`.
     ///
     /// # Errors
     /// [`SignatureError`] names the file. One bad key spoils the folder: to
     /// leave it out in silence could be to leave out a revocation.
-    pub fn read(path: &Path) -> Result<Self, SignatureError> {
+    pub fn read(path: &Path, now: Option<Timestamp>) -> Result<Self, SignatureError> {
         if path.is_file() {
-            return Ok(Self::new(vec![read_key(path)?], BTreeSet::new()));
+            return Ok(Self::new(vec![read_key(path)?], BTreeSet::new(), now));
         }
         let paths = key_files(path)?;
         let keys = paths.iter().map(|path| read_key(path));
         let trust = Self {
             keys: keys.collect::<Result<_, _>>()?,
             revoked: read_revoked(&path.join(REVOKED))?,
+            now,
         };
         match trust.keys.is_empty() {
             true => Err(SignatureError::NoKeys {
@@ -57,6 +62,15 @@ impl Trust {
         }
         let key = self.keys.iter().find(|key| key.id() == id);
         key.ok_or(SignatureError::Foreign { id })
+    }
+
+    /// Holds the times of a trusted key and of its signature against the clock.
+    pub(super) fn check_term(
+        &self,
+        key: &PublicKey,
+        term: Option<Term>,
+    ) -> Result<(), SignatureError> {
+        term::check(key, term, self.now)
     }
 }
 

@@ -40,9 +40,11 @@ for page in "${pages[@]}"; do
 done
 [ ${#pages[@]} -gt 15 ] || fail "${#pages[@]} pages"
 bash -n "$root/usr/share/bash-completion/completions/numclip"
+[ -e "$root/usr/lib/systemd/system/numclip-agent.service" ] || [ -e "$root/lib/systemd/system/numclip-agent.service" ] || fail "no unit of the agent"
 grep -q '^numclip:' "$root/etc/passwd" || fail "no user"
 grep -q '^video:.*numclip' "$root/etc/group" || fail "not in the group video"
 [ -L "$root/etc/systemd/system/multi-user.target.wants/numclip.service" ] || fail "not enabled"
+[ ! -e "$root/etc/systemd/system/multi-user.target.wants/numclip-agent.service" ] || fail "the agent is enabled, and has nobody to hear"
 numclip config check "$root/etc/numclip/numclip.toml"
 
 echo "== a model on it"
@@ -63,7 +65,7 @@ numclip predict --model "$root/var/lib/numclip" models/gauge/samples
 
 echo "== and gone again"
 "${here[@]}" --purge numclip
-for path in usr/bin/numclip etc/numclip/numclip.toml var/lib/numclip; do
+for path in usr/bin/numclip etc/numclip/numclip.toml etc/numclip/agent var/lib/numclip; do
   [ ! -e "$root/$path" ] || fail "$path is left"
 done
 echo "the package is right"

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
 use numclip::flash::{
-    Comparison, Delivery, Progress, Reach, SendError, Stage, Target, place, send,
+    Allow, Comparison, Delivery, Progress, Reach, SendError, Stage, Target, place, send,
 };
 use numclip::package::Package;
 use numclip::signature::{PublicKey, Signature, Trust};
@@ -44,6 +45,10 @@ pub struct Args {
     /// Take a package that is older than what serves.
     #[arg(long)]
     allow_downgrade: bool,
+    /// Hold no signature and no key against the device's clock: for devices
+    /// that have none.
+    #[arg(long)]
+    allow_any_clock: bool,
     /// Signature, if it lies elsewhere.
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
@@ -88,12 +93,17 @@ On the device: numclip in the PATH, and the public key in /var/lib/numclip/trust
 /// fails is told and the others go on.
 pub fn run(args: &Args) -> Result<Exit> {
     let runtime = args.with_runtime.as_deref();
+    let now = (!args.allow_any_clock).then(Timestamp::now);
+    let trust = args.trust.as_deref().map(|path| Trust::read(path, now));
     let cargo = Cargo {
         runtime: runtime.map(|path| program(path, args)).transpose()?,
         package: Package::open(&args.package)?,
         signature: read_signature(&args.package, args.signature.as_deref())?,
-        trust: args.trust.as_deref().map(Trust::read).transpose()?,
-        allow_downgrade: args.allow_downgrade,
+        trust: trust.transpose()?,
+        allow: Allow {
+            downgrade: args.allow_downgrade,
+            any_clock: args.allow_any_clock,
+        },
         reach: args.reach.reach(),
     };
     let bars = bars(args);
@@ -143,7 +153,7 @@ struct Cargo {
     package: Package,
     signature: Signature,
     trust: Option<Trust>,
-    allow_downgrade: bool,
+    allow: Allow,
     reach: Reach,
 }
 
@@ -159,7 +169,7 @@ impl Cargo {
                     &self.package,
                     &self.signature,
                     trust,
-                    self.allow_downgrade,
+                    self.allow,
                     &mut |progress| show(bar, progress),
                 )?;
                 return Ok(Arrival { program, model });
@@ -184,7 +194,7 @@ impl Cargo {
         let sent = send(
             &self.package,
             &self.signature,
-            self.allow_downgrade,
+            self.allow,
             &mut session.output,
             &mut input,
             &mut |progress| show(bar, progress),
@@ -245,7 +255,9 @@ fn show(bar: &ProgressBar, progress: Progress) {
                 );
             });
         }
-        Progress::Stage(Stage::Switched) => bar.set_message("switched, watching the service"),
+        Progress::Stage(Stage::Switched | Stage::Watching) => {
+            bar.set_message("switched, watching the service")
+        }
     }
 }
 

@@ -95,7 +95,7 @@ pub fn status(args: &StatusArgs) -> Result<Exit> {
 pub fn rollback(args: &RollbackArgs) -> Result<Exit> {
     let here = |root: &std::path::Path| {
         let site = Site::of(root);
-        Device::open_on(root, site)?.rollback()?;
+        Device::open_on(root, site)?.rollback(&mut |_| ())?;
         Ok(super::store::serves(&status_on(root, site)?))
     };
     report(&args.targets.each("rollback", here, Ok))
@@ -191,4 +191,85 @@ fn cells(status: &Status) -> Vec<String> {
             .temperature_c
             .map_or_else(none, |degrees| format!("{degrees:.0} °C")),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn a_row_for_each_device_that_answers_and_a_line_for_the_others() {
+        let model = |version: &str, digit: &str, fault: Option<&str>| {
+            Some(Model {
+                name: "gauge".into(),
+                version: version.into(),
+                sha256: digit.repeat(64),
+                fault: fault.map(Into::into),
+            })
+        };
+        let whole = Status {
+            serving: model("1.1.0", "a", None),
+            previous: model("1.0.0", "b", None),
+            health: Health::Well,
+            uptime_s: Some(7200),
+            temperature_c: Some(48.25),
+            numclip: "0.1.0".into(),
+        };
+        let rotten = Status {
+            serving: model("1.1.0", "a", Some("bins.safetensors has changed")),
+            ..Status::unknown()
+        };
+        let failing = Status {
+            health: Health::Failing,
+            ..whole.clone()
+        };
+        let targets = ["pi@kitchen", "dir:///card", "new", "hall", "gone"];
+        let targets = targets.map(|target| target.parse::<Target>().unwrap());
+        let answers = [
+            Ok(whole),
+            Ok(rotten),
+            Ok(Status::unknown()),
+            Ok(failing),
+            Err(anyhow!("no route to host")),
+        ];
+        let found: Vec<_> = targets.iter().zip(answers).collect();
+        let text = anstream::adapter::strip_str(&table(&found)).to_string();
+        let rows: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split("  ").collect())
+            .collect();
+        let cells = |row: usize| -> Vec<&str> {
+            let cells = rows[row].iter().map(|cell| cell.trim());
+            cells.filter(|cell| !cell.is_empty()).collect()
+        };
+        let heads = [
+            "target", "model", "version", "slot", "before", "health", "up", "temp",
+        ];
+        assert_eq!(cells(0), heads);
+        let row = [
+            "pi@kitchen",
+            "gauge",
+            "1.1.0",
+            "aaaaaaaaaaaa",
+            "gauge 1.0.0",
+            "well",
+        ];
+        assert_eq!(cells(1), [&row[..], &["2 hours", "48 °C"]].concat());
+        let row = [
+            "dir:///card",
+            "gauge",
+            "1.1.0",
+            "aaaaaaaaaaaa",
+            "-",
+            "damaged",
+            "-",
+            "-",
+        ];
+        assert_eq!(cells(2), row);
+        assert_eq!(cells(3), ["new", "-", "-", "-", "-", "-", "-", "-"]);
+        assert_eq!(cells(4)[5], "failing");
+        assert_eq!(cells(5), ["gone", "failed", "no route to host"]);
+        assert_eq!(rows.len(), 6);
+    }
 }

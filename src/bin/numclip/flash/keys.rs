@@ -5,8 +5,10 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use jiff::tz::TimeZone;
+use jiff::{Span, Timestamp};
 use numclip::package::Package;
-use numclip::signature::{SecretKey, Strength, sign_package};
+use numclip::signature::{SecretKey, Strength, Term, sign_package, time};
 
 use super::packages::signature_path;
 use crate::exit::{Exit, UsageError};
@@ -20,6 +22,7 @@ const PASSPHRASE: &str = "NUMCLIP_PASSPHRASE";
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   numclip keygen release
+  numclip keygen release --expires 2y
   scp release.pub device:/var/lib/numclip/trust.d/
 
 Rotation: put the new .pub beside the old one on every device, sign with the new
@@ -32,13 +35,22 @@ pub struct KeygenArgs {
     /// Leave the secret key unencrypted.
     #[arg(long, conflicts_with = "passphrase_file")]
     no_passphrase: bool,
+    /// Until when devices trust the key: a day (2027-01-31), a time
+    /// (2027-01-31T12:00:00Z), or a span from now (90d, 2y). It stands in the
+    /// comment of NAME.pub.
+    #[arg(long, value_name = "WHEN", value_parser = until)]
+    expires: Option<Timestamp>,
 }
 
 /// Sign a package; writes PACKAGE.minisig, which `minisign -V` verifies too.
+///
+/// The time is signed as well: a device whose clock is more than a day behind it
+/// refuses the package until the clock is set.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   numclip sign gauge-0.1.0.numclip --key release.key
   NUMCLIP_PASSPHRASE=… numclip sign gauge-0.1.0.numclip --key release.key
+  numclip sign gauge-0.1.0.numclip --key release.key --expires 90d
   minisign -Vm gauge-0.1.0.numclip -p release.pub")]
 pub struct SignArgs {
     /// The package.
@@ -46,6 +58,11 @@ pub struct SignArgs {
     /// Secret key.
     #[arg(short, long, value_name = "FILE")]
     key: PathBuf,
+    /// Until when devices take the package: a day (2027-01-31), a time
+    /// (2027-01-31T12:00:00Z), or a span from now (90d, 2y). What they serve
+    /// already they go on to serve.
+    #[arg(long, value_name = "WHEN", value_parser = until)]
+    expires: Option<Timestamp>,
     #[command(flatten)]
     passphrase: PassphraseArgs,
 }
@@ -76,8 +93,9 @@ pub fn keygen(args: &KeygenArgs) -> Result<Exit> {
     let key = SecretKey::generate()?;
     let text = key.to_text(passphrase.as_deref(), Strength::SENSITIVE)?;
     write_new(&secret, &text, 0o600)?;
-    write_new(&public, &key.public().to_string(), 0o644)?;
-    let id = key.public().id();
+    let public_key = key.public().until(args.expires);
+    write_new(&public, &public_key.to_string(), 0o644)?;
+    let id = public_key.id();
     writeln!(
         anstream::stdout(),
         "{id}: {}, {}",
@@ -100,7 +118,11 @@ pub fn sign(args: &SignArgs) -> Result<Exit> {
     };
     let key = SecretKey::parse(&text, passphrase.as_deref())
         .with_context(|| args.key.display().to_string())?;
-    let signature = sign_package(&package, &key)?;
+    let term = Term {
+        signed: Timestamp::now(),
+        expires: args.expires,
+    };
+    let signature = sign_package(&package, &key, term)?;
     let path = signature_path(&args.package);
     fs::write(&path, signature.to_string()).with_context(|| path.display().to_string())?;
     writeln!(
@@ -110,6 +132,21 @@ pub fn sign(args: &SignArgs) -> Result<Exit> {
         signature.trusted_comment()
     )?;
     Ok(Exit::Done)
+}
+
+/// A time to come.
+fn until(text: &str) -> Result<Timestamp, String> {
+    let now = Timestamp::now();
+    let after = || {
+        let span: Span = text.parse().ok()?;
+        let end = now.to_zoned(TimeZone::UTC).checked_add(span);
+        end.ok().map(|end| end.timestamp())
+    };
+    match time(text).or_else(after) {
+        Some(end) if end > now => Ok(end),
+        Some(_) => Err("is over already".into()),
+        None => Err("expected a day (2027-01-31), a time or a span (90d, 2y)".into()),
+    }
 }
 
 impl PassphraseArgs {

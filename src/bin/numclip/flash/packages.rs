@@ -4,8 +4,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use jiff::Timestamp;
 use numclip::package::{self, Index, Package, ShadowBudget};
-use numclip::signature::{Signature, Trust, check_package};
+use numclip::signature::{Signature, Statement, Trust, check_package};
 use serde_json::json;
 
 use crate::exit::Exit;
@@ -140,22 +141,23 @@ pub fn verify_package(path: &Path, trust: Option<&Path>, as_json: bool) -> Resul
         None => None,
         Some(trust) => {
             let signature = read_signature(path, None)?;
-            let trust = Trust::read(trust)?;
-            Some(
-                check_package(&package, &signature, &trust)?
-                    .id()
-                    .to_string(),
-            )
+            let trust = Trust::read(trust, Some(Timestamp::now()))?;
+            let key = check_package(&package, &signature, &trust)?.id();
+            let statement: Statement = signature.trusted_comment().parse()?;
+            Some((key, statement.term))
         }
     };
     let index = package.header().index();
     let text = if as_json {
-        let report = json!({"passed": true, "signed_by": signed, "header_sha256": package.header().sha256(), "index": index});
+        let key = signed.map(|(key, _)| key.to_string());
+        let report = json!({"passed": true, "signed_by": key, "header_sha256": package.header().sha256(), "index": index});
         format!("{report}\n")
     } else {
-        let signed = signed.map_or("not checked; --trust does".into(), |key| {
-            format!("key {key}")
-        });
+        let signed = match signed {
+            None => "not checked; --trust does".into(),
+            Some((key, None)) => format!("key {key}"),
+            Some((key, Some(term))) => format!("key {key}, {term}"),
+        };
         let mut about = vec![
             ("model".into(), format!("{} {}", index.name, index.version)),
             ("sha256".into(), index.bundle_sha256().into()),

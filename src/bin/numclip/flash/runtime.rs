@@ -125,10 +125,10 @@ impl Program {
     }
 
     fn filled(&self, script: &str) -> String {
-        let key = self.key.as_ref().map(ToString::to_string);
-        // The second line is the key; the first is a remark.
-        let key = key.as_deref().and_then(|text| text.lines().nth(1));
-        let key = key.map_or(String::new(), |key| format!("--trust {key}"));
+        // Both lines: the remark may say until when the key is trusted. They
+        // hold nothing that ends a quotation.
+        let key = self.key.as_ref();
+        let key = key.map_or(String::new(), |key| format!("--trust '{key}'"));
         script
             .replace("@SHA256@", &self.sha256)
             .replace("@SIZE@", &self.bytes.len().to_string())

@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use jiff::Timestamp;
 use numclip::flash::{Device, STORE, Site, Status, install_runtime, receive, status};
 use numclip::signature::PublicKey;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -64,7 +65,12 @@ pub fn run(args: &Args) -> Result<Exit> {
     let text = match args.action {
         Action::Receive => {
             let mut input = BufReader::new(Impatient::stdin()?);
-            receive(&args.store, &mut input, &mut io::stdout().lock())?;
+            receive(
+                &args.store,
+                Timestamp::now(),
+                &mut input,
+                &mut io::stdout().lock(),
+            )?;
             return Ok(Exit::Done);
         }
         Action::Status { json: true } => {
@@ -72,7 +78,7 @@ pub fn run(args: &Args) -> Result<Exit> {
         }
         Action::Status { json: false } => described(&status(&args.store)?),
         Action::Rollback => {
-            Device::open(&args.store)?.rollback()?;
+            Device::open(&args.store)?.rollback(&mut |_| ())?;
             serves(&status(&args.store)?)
         }
         Action::Prune => removed(&Device::open(&args.store)?.prune()?),

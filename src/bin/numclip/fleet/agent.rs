@@ -1,13 +1,15 @@
 //! `numclip agent`: what keeps a device up to date.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use numclip::flash::STORE;
+use numclip::flash::{Allow, STORE};
 use numclip::fleet::message::{Phase, Report, is_plain};
 use numclip::fleet::plan::Span;
 use numclip::fleet::{Agent, AgentSettings, Place};
@@ -18,6 +20,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::access::AccessArgs;
 use crate::exit::{Exit, UsageError};
 
+/// The least time between two signs of life.
+const BEAT: Duration = Duration::from_secs(1);
+
 /// Keep this device up to date: orders come from a broker, or from a place that
 /// is looked at.
 ///
@@ -25,7 +30,9 @@ use crate::exit::{Exit, UsageError};
 /// replayed on this device's engine, switched in one step, and the service is
 /// watched; if it is not well, the model before serves again. What fails three
 /// times by itself is given up until another order comes; a broken network is
-/// tried for ever, with growing waits. Tells systemd when it is ready.
+/// tried for ever, with growing waits. Tells systemd when it is ready, and feeds
+/// its watchdog as long as work moves on. The unit numclip-agent runs it with the
+/// options in /etc/numclip/agent.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -62,6 +69,10 @@ pub struct Args {
     /// Take a package that is older than what serves.
     #[arg(long)]
     allow_downgrade: bool,
+    /// Hold no signature and no key against this device's clock: for devices
+    /// that have none.
+    #[arg(long)]
+    allow_any_clock: bool,
     /// Print each report as a JSON object.
     #[arg(long)]
     json: bool,
@@ -89,13 +100,15 @@ pub fn run(args: &Args) -> Result<Exit> {
     let mut agent = Agent::start(args.settings()?)?;
     notify(&[NotifyState::Ready]);
     let mut last = None;
+    let pulse = Pulse::default();
     while !ended.load(Ordering::SeqCst) {
-        agent.turn(&mut |report| {
+        let mut report = |report: &Report| {
             notify(&[NotifyState::Status(&line(report))]);
             // Whoever reads may have gone; the device matters more.
             let _ = print(args.json, report);
             last = Some((report.phase, report.fault.is_some()));
-        });
+        };
+        agent.turn(&mut report, &|| pulse.beat());
         if args.once {
             break;
         }
@@ -107,6 +120,20 @@ pub fn run(args: &Args) -> Result<Exit> {
         Some((phase, fault)) if args.once && (fault || phase != Phase::Settled) => Exit::Failed,
         _ => Exit::Done,
     })
+}
+
+/// The watchdog's food: not with every byte that comes.
+#[derive(Default)]
+struct Pulse(Cell<Option<Instant>>);
+
+impl Pulse {
+    fn beat(&self) {
+        let last = self.0.get();
+        if last.is_none_or(|last| last.elapsed() >= BEAT) {
+            self.0.set(Some(Instant::now()));
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
 }
 
 impl Args {
@@ -129,7 +156,10 @@ impl Args {
             watch: self.watch.clone(),
             every: self.every.0,
             access: self.access.access()?,
-            allow_downgrade: self.allow_downgrade,
+            allow: Allow {
+                downgrade: self.allow_downgrade,
+                any_clock: self.allow_any_clock,
+            },
         })
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
 use numclip::flash::Progress;
 use numclip::fleet::registry::{Reference, Registry};
 use numclip::package::Package;
@@ -93,7 +94,9 @@ pub fn push(args: &PushArgs) -> Result<Exit> {
 /// When the registry has no such package, what came is not it, or its
 /// signature is not trusted.
 pub fn pull(args: &PullArgs) -> Result<Exit> {
-    let trust = args.trust.as_deref().map(Trust::read).transpose()?;
+    let now = Some(Timestamp::now());
+    let trust = args.trust.as_deref().map(|path| Trust::read(path, now));
+    let trust = trust.transpose()?;
     if args.out.is_dir() {
         bail!("{} is a folder; name a file", args.out.display());
     }
