@@ -6,6 +6,7 @@ mod float;
 use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
@@ -16,6 +17,7 @@ use super::program::{
     AddReady, DenseReady, DepthwiseReady, Outcome, PadReady, Placed, PoolReady, Program, Ready,
 };
 use super::shares::Shares;
+use crate::encode::Layer;
 
 /// What becomes of the bytes of a picture in one channel of the image.
 pub struct Lookup {
@@ -80,7 +82,7 @@ impl Runner {
     pub fn run(&mut self, image: &[f32]) -> Vec<f32> {
         let mut embedding = Vec::new();
         self.quantize(image);
-        self.run_steps(&mut embedding);
+        self.run_steps(&mut embedding, &mut || ());
         embedding
     }
 
@@ -88,6 +90,25 @@ impl Runner {
     /// as the program's image; `levels` says what a byte of `source` becomes
     /// in each channel of the image.
     pub fn run_pixels(&mut self, pixels: &[u8], levels: &[Lookup; 3], embedding: &mut Vec<f32>) {
+        self.look_up(pixels, levels);
+        self.run_steps(embedding, &mut || ());
+    }
+
+    /// How long each step takes for such a picture.
+    pub fn time_layers(&mut self, pixels: &[u8], levels: &[Lookup; 3]) -> Vec<Layer> {
+        self.look_up(pixels, levels);
+        let mut times = Vec::with_capacity(self.program.steps.len());
+        let mut last = Instant::now();
+        self.run_steps(&mut Vec::new(), &mut || {
+            times.push(last.elapsed());
+            last = Instant::now();
+        });
+        let labels = self.program.labels.iter().zip(times);
+        labels.map(|(label, time)| label.layer(time)).collect()
+    }
+
+    /// Writes the levels of a picture's bytes.
+    fn look_up(&mut self, pixels: &[u8], levels: &[Lookup; 3]) {
         let place = self.program.image.bytes();
         let (to, _) = self.arena.as_mut_slice()[place].as_chunks_mut::<3>();
         let [a, b, c] = levels;
@@ -95,7 +116,6 @@ impl Runner {
             let level = |lookup: &Lookup| lookup.levels[usize::from(from[lookup.source])];
             *to = [level(a), level(b), level(c)];
         }
-        self.run_steps(embedding);
     }
 
     /// Writes the image as levels, rows of pixels.
@@ -122,17 +142,18 @@ impl Runner {
         }
     }
 
-    fn run_steps(&mut self, embedding: &mut Vec<f32>) {
+    /// `watch` is called after every step.
+    fn run_steps(&mut self, embedding: &mut Vec<f32>, watch: &mut (impl FnMut() + Send)) {
         match self.pool.take() {
-            None => self.steps(1, embedding),
+            None => self.steps(1, embedding, watch),
             Some(pool) => {
-                pool.install(|| self.steps(pool.current_num_threads(), embedding));
+                pool.install(|| self.steps(pool.current_num_threads(), embedding, watch));
                 self.pool = Some(pool);
             }
         }
     }
 
-    fn steps(&mut self, threads: usize, embedding: &mut Vec<f32>) {
+    fn steps(&mut self, threads: usize, embedding: &mut Vec<f32>, watch: &mut impl FnMut()) {
         let program = Arc::clone(&self.program);
         for step in &program.steps {
             match step {
@@ -145,6 +166,7 @@ impl Runner {
                 Ready::Dequantize(from, to) => self.dequantize(from, to.clone()),
                 Ready::Float(float) => self.float(&program, float, threads),
             }
+            watch();
         }
         match &program.result {
             Outcome::Reals(place) => {

@@ -67,9 +67,51 @@ pub struct Strided<'a> {
     pub axes: &'a [Axis],
 }
 
-/// Does `work`.
+/// [`LANES`] floats, in registers where there are any.
+pub trait Vector: Copy {
+    /// All lanes of this value.
+    fn splat(value: f32) -> Self;
+    /// These values.
+    fn load(from: &[f32; LANES]) -> Self;
+    /// Its values.
+    fn store(self, to: &mut [f32; LANES]);
+    /// `self · factor + addend`, rounded once.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// Each lane times `factor`.
+    fn times(self, factor: f32) -> Self;
+}
+
+impl Vector for [f32; LANES] {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(from: &[f32; LANES]) -> Self {
+        *from
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        *to = self;
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        std::array::from_fn(|lane| self[lane].mul_add(factor[lane], addend[lane]))
+    }
+
+    #[inline(always)]
+    fn times(self, factor: f32) -> Self {
+        self.map(|x| x * factor)
+    }
+}
+
+/// Does `work`, products in tiles of `V` times [`LANES`] columns, which is a
+/// question of registers: results do not depend on it.
 #[inline(always)]
-pub fn run(work: FloatWork<'_>) {
+pub fn run<L: Vector, const V: usize>(work: FloatWork<'_>) {
     match work {
         FloatWork::Copy {
             from,
@@ -116,8 +158,8 @@ pub fn run(work: FloatWork<'_>) {
                 norm(row, gamma, beta, epsilon, to);
             }
         }
-        FloatWork::Product(work) => work.run(),
-        FloatWork::Attention(work) => work.run(),
+        FloatWork::Product(work) => work.run::<L, V>(),
+        FloatWork::Attention(work) => work.run::<L, V>(),
     }
 }
 
@@ -218,27 +260,17 @@ fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     for (lane, x) in lanes.iter_mut().zip(rest) {
         *lane += of(*x);
     }
-    total(lanes)
+    folded(lanes, |a, b| a + b)
 }
 
 /// `row[i] = e^(scale · (row[i] − max))`; the sum of the results.
 #[inline(always)]
 fn exponentials(row: &mut [f32], scale: f32) -> f32 {
     let largest = largest(row);
-    let of = |x: f32| functions::exp(scale * (x - largest));
-    let mut lanes = [0.0_f32; LANES];
-    let (chunks, rest) = row.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *x = of(*x);
-            *lane += *x;
-        }
+    for x in row.iter_mut() {
+        *x = functions::exp(scale * (*x - largest));
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *x = of(*x);
-        *lane += *x;
-    }
-    total(lanes)
+    sum(row, |x| x)
 }
 
 #[inline(always)]
@@ -250,16 +282,19 @@ fn largest(row: &[f32]) -> f32 {
             *lane = if *x > *lane { *x } else { *lane };
         }
     }
-    rest.iter().chain(&lanes).fold(f32::MIN, |a, b| a.max(*b))
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = if *x > *lane { *x } else { *lane };
+    }
+    folded(lanes, |a, b| if b > a { b } else { a })
 }
 
 /// The lanes in pairs, those in pairs, and so on.
 #[inline(always)]
-fn total(mut lanes: [f32; LANES]) -> f32 {
+fn folded(mut lanes: [f32; LANES], of: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
+            lanes[lane] = of(lanes[lane], lanes[lane + half]);
         }
         half /= 2;
     }

@@ -133,6 +133,7 @@ fn an_embedding_that_is_not_finite_is_an_error() {
         reals: Vec::new(),
         constants: Vec::new(),
         steps: Vec::new(),
+        names: Vec::new(),
         output: Output::Levels(
             TensorId(0),
             vec![Tail::Linear {

@@ -5,6 +5,7 @@
 
 use std::arch::x86_64::*;
 
+use super::vectors::Ymms;
 use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
 use crate::encode::int8::kernels::tiles::{Strip, Tile, for_each_tile};
 use crate::encode::int8::kernels::{
@@ -173,7 +174,7 @@ impl Kernels for Avx2 {
     fn float(&self, work: FloatWork<'_>) {
         #[target_feature(enable = "avx2,fma")]
         fn inner(work: FloatWork<'_>) {
-            floats::run(work);
+            floats::run::<Ymms, 1>(work);
         }
         // SAFETY: `self` proves the features.
         unsafe { inner(work) }

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::vectors::Zmm;
 use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
 use crate::encode::int8::kernels::tiles::{Tile, for_each_tile};
 use crate::encode::int8::kernels::{
@@ -142,7 +143,7 @@ impl Kernels for Avx512 {
     fn float(&self, work: FloatWork<'_>) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
         fn inner(work: FloatWork<'_>) {
-            floats::run(work);
+            floats::run::<Zmm, 2>(work);
         }
         // SAFETY: `self` proves the features.
         unsafe { inner(work) }
