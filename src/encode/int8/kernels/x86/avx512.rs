@@ -323,9 +323,10 @@ fn rounded(sums: __m512i, multiplier: __m512) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn saturated(values: __m512i, requant: Requant) -> __m512i {
-    let [low, high] = requant.range.map(|level| _mm512_set1_epi16(level.into()));
+    let [low, high] = requant.range;
     let levels = _mm512_adds_epi16(values, _mm512_set1_epi16(requant.zero_point.into()));
-    _mm512_min_epi16(_mm512_max_epi16(levels, low), high)
+    let levels = _mm512_max_epi16(levels, _mm512_set1_epi16(low.into()));
+    _mm512_min_epi16(levels, _mm512_set1_epi16(high.into()))
 }
 
 /// # Safety
@@ -346,9 +347,12 @@ unsafe fn depthwise_rows(depthwise: &Depthwise<'_>, to: &mut [u8]) {
             };
             // SAFETY: the caller's; the block lies within the channels.
             unsafe {
-                match (depthwise.window.kernel, depthwise.window.stride[1]) {
-                    ([3, 3], 1) => row_of_three::<1>(depthwise, &lane, y, to),
-                    ([3, 3], 2) => row_of_three::<2>(depthwise, &lane, y, to),
+                let whole = lane.mask == u64::MAX;
+                match (depthwise.window.kernel, depthwise.window.stride[1], whole) {
+                    ([3, 3], 1, true) => row_of_three::<1, true>(depthwise, &lane, y, to),
+                    ([3, 3], 1, false) => row_of_three::<1, false>(depthwise, &lane, y, to),
+                    ([3, 3], 2, true) => row_of_three::<2, true>(depthwise, &lane, y, to),
+                    ([3, 3], 2, false) => row_of_three::<2, false>(depthwise, &lane, y, to),
                     _ => row(depthwise, &lane, y, to),
                 }
             }
@@ -371,41 +375,49 @@ struct Lane<'a> {
 /// in registers.
 ///
 /// # Safety
-/// `check` has passed for `depthwise`, and `to` is one output row.
+/// `check` has passed for `depthwise`, `to` is one output row, and all channels
+/// of the lane exist where it is `WHOLE`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn row_of_three<const STRIDE: usize>(
+unsafe fn row_of_three<const STRIDE: usize, const WHOLE: bool>(
     depthwise: &Depthwise<'_>,
     lane: &Lane<'_>,
     y: usize,
     to: &mut [u8],
 ) {
-    let rows = [0, 1, 2].map(|ky| depthwise.row(y, ky));
-    let vector = |index: usize| {
-        // SAFETY: the block has 12 vectors of weights.
-        unsafe { _mm512_load_si512(lane.weights.as_ptr().add(index * 64).cast()) }
-    };
-    let weights = [0, 1, 2].map(|kx| [0, 1, 2, 3].map(|q| vector(4 * kx + q)));
+    let rows = [
+        depthwise.row(y, 0),
+        depthwise.row(y, 1),
+        depthwise.row(y, 2),
+    ];
+    // SAFETY: the block has 12 vectors of weights.
+    let weights = unsafe { [lane.weights(0), lane.weights(1), lane.weights(2)] };
     let left = depthwise.window.padding[1];
+    let place = Place { depthwise, lane };
     // SAFETY: `column` checks its position; the output pixel lies in the row.
     unsafe {
-        let column = |x: usize| column(depthwise, lane, &rows, x.wrapping_sub(left));
-        let mut columns = [column(0), column(1), [_mm512_setzero_si512(); 4]];
+        let mut columns = [
+            place.column::<3, WHOLE>(&rows, 0_usize.wrapping_sub(left)),
+            place.column::<3, WHOLE>(&rows, 1_usize.wrapping_sub(left)),
+            [_mm512_setzero_si512(); 4],
+        ];
         for x in 0..depthwise.columns {
+            let first = (STRIDE * x).wrapping_sub(left);
             if x > 0 {
                 columns = match STRIDE {
                     1 => [columns[1], columns[2], columns[0]],
-                    _ => [columns[2], column(STRIDE * x + 1), columns[0]],
+                    _ => [
+                        columns[2],
+                        place.column::<3, WHOLE>(&rows, first.wrapping_add(1)),
+                        columns[0],
+                    ],
                 };
             }
-            columns[2] = column(STRIDE * x + 2);
-            let mut sums = biases(lane);
-            for (column, weights) in columns.iter().zip(&weights) {
-                for q in 0..4 {
-                    sums[q] = _mm512_dpbusd_epi32(sums[q], column[q], weights[q]);
-                }
-            }
+            columns[2] = place.column::<3, WHOLE>(&rows, first.wrapping_add(2));
+            let sums = multiplied(lane.biases(), columns[0], weights[0]);
+            let sums = multiplied(sums, columns[1], weights[1]);
+            let sums = multiplied(sums, columns[2], weights[2]);
             let at = x * depthwise.shape.channels + lane.first;
-            store_channels(depthwise.requant, lane, sums, to.as_mut_ptr().add(at));
+            lane.store::<WHOLE>(depthwise.requant, sums, to.as_mut_ptr().add(at));
         }
     }
 }
@@ -418,103 +430,181 @@ unsafe fn row_of_three<const STRIDE: usize>(
 unsafe fn row(depthwise: &Depthwise<'_>, lane: &Lane<'_>, y: usize, to: &mut [u8]) {
     let [height, width] = depthwise.window.kernel;
     for x in 0..depthwise.columns {
-        let mut sums = biases(lane);
-        let mut weights = lane.weights.as_ptr();
+        let mut sums = lane.biases();
         for top in (0..height).step_by(4) {
             // Rows beyond the kernel have weights of zero.
-            let rows = [0, 1, 2, 3].map(|ky| depthwise.row(y, (top + ky).min(height - 1)));
+            let row = |ky: usize| depthwise.row(y, (top + ky).min(height - 1));
+            let rows = [row(0), row(1), row(2), row(3)];
             for kx in 0..width {
                 let at =
                     (x * depthwise.window.stride[1] + kx).wrapping_sub(depthwise.window.padding[1]);
                 // SAFETY: `column` checks its position; four vectors of
                 // weights belong to each column of four rows.
                 unsafe {
-                    let column = column(depthwise, lane, &rows, at);
-                    for q in 0..4 {
-                        let weights = _mm512_load_si512(weights.add(64 * q).cast());
-                        sums[q] = _mm512_dpbusd_epi32(sums[q], column[q], weights);
-                    }
-                    weights = weights.add(256);
+                    let column = Place { depthwise, lane }.column::<4, false>(&rows, at);
+                    sums = multiplied(sums, column, lane.weights(top / 4 * width + kx));
                 }
             }
         }
         let at = x * depthwise.shape.channels + lane.first;
         // SAFETY: the output pixel lies in the row.
-        unsafe { store_channels(depthwise.requant, lane, sums, to.as_mut_ptr().add(at)) };
+        unsafe {
+            lane.store::<false>(depthwise.requant, sums, to.as_mut_ptr().add(at));
+        };
     }
 }
 
-/// One column of up to four rows, interleaved: vector `q` holds the rows of
-/// channels `4q` to `4q + 3` of each lane. Outside the input, the zero point.
-///
-/// # Safety
-/// `rows` are whole input rows.
+/// Adds a column of four rows times its weights.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn column<const R: usize>(
-    depthwise: &Depthwise<'_>,
-    lane: &Lane<'_>,
-    rows: &[&[u8]; R],
-    x: usize,
-) -> [__m512i; 4] {
-    if x >= depthwise.shape.width {
-        return [_mm512_set1_epi8(depthwise.outside[0].cast_signed()); 4];
-    }
-    let at = x * depthwise.shape.channels + lane.first;
-    // SAFETY: the mask keeps the read within the pixel.
-    let load = |row: usize| unsafe {
-        let levels = rows[row].as_ptr().add(at).cast::<i8>();
-        match lane.mask {
-            u64::MAX => _mm512_loadu_si512(levels.cast()),
-            mask => _mm512_maskz_loadu_epi8(mask, levels),
-        }
-    };
-    let rows = [load(0), load(1), load(2), load(R - 1)];
-    let upper = [
-        _mm512_unpacklo_epi8(rows[0], rows[1]),
-        _mm512_unpackhi_epi8(rows[0], rows[1]),
-    ];
-    let lower = [
-        _mm512_unpacklo_epi8(rows[2], rows[3]),
-        _mm512_unpackhi_epi8(rows[2], rows[3]),
-    ];
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn multiplied(sums: [__m512i; 4], column: [__m512i; 4], weights: [__m512i; 4]) -> [__m512i; 4] {
     [
-        _mm512_unpacklo_epi16(upper[0], lower[0]),
-        _mm512_unpackhi_epi16(upper[0], lower[0]),
-        _mm512_unpacklo_epi16(upper[1], lower[1]),
-        _mm512_unpackhi_epi16(upper[1], lower[1]),
+        _mm512_dpbusd_epi32(sums[0], column[0], weights[0]),
+        _mm512_dpbusd_epi32(sums[1], column[1], weights[1]),
+        _mm512_dpbusd_epi32(sums[2], column[2], weights[2]),
+        _mm512_dpbusd_epi32(sums[3], column[3], weights[3]),
     ]
 }
 
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn biases(lane: &Lane<'_>) -> [__m512i; 4] {
-    // SAFETY: a block has 64 biases.
-    [0, 1, 2, 3]
-        .map(|q| unsafe { _mm512_loadu_si512(lane.bias[LANES * q..][..LANES].as_ptr().cast()) })
+/// Where a lane reads.
+struct Place<'a> {
+    depthwise: &'a Depthwise<'a>,
+    lane: &'a Lane<'a>,
 }
 
-/// The levels of one pixel's 64 channels: packing twice puts them in order.
-///
-/// # Safety
-/// The channels that exist may be written from `to` on.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn store_channels(requant: Requant, lane: &Lane<'_>, sums: [__m512i; 4], to: *mut u8) {
-    // SAFETY: a block has 64 multipliers; the mask keeps the write within the pixel.
-    unsafe {
-        let rounded = [0, 1, 2, 3].map(|q| {
-            rounded(
-                sums[q],
-                _mm512_loadu_ps(lane.multiplier[LANES * q..][..LANES].as_ptr()),
+impl Place<'_> {
+    /// One column of up to four rows, interleaved: vector `q` holds the rows of
+    /// channels `4q` to `4q + 3` of each lane. Outside the input, the zero point.
+    ///
+    /// # Safety
+    /// `rows` are whole input rows; `WHOLE` as for [`row_of_three`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn column<const R: usize, const WHOLE: bool>(
+        &self,
+        rows: &[&[u8]; R],
+        x: usize,
+    ) -> [__m512i; 4] {
+        let Self { depthwise, lane } = self;
+        if x >= depthwise.shape.width {
+            return [_mm512_set1_epi8(depthwise.outside[0].cast_signed()); 4];
+        }
+        let at = x * depthwise.shape.channels + lane.first;
+        // SAFETY: the pixel lies in each row.
+        let (first, second) = unsafe {
+            (
+                [
+                    lane.load::<WHOLE>(rows[0], at),
+                    lane.load::<WHOLE>(rows[1], at),
+                ],
+                [
+                    lane.load::<WHOLE>(rows[2], at),
+                    lane.load::<WHOLE>(rows[R - 1], at),
+                ],
             )
-        });
-        let low = saturated(_mm512_packs_epi32(rounded[0], rounded[1]), requant);
-        let high = saturated(_mm512_packs_epi32(rounded[2], rounded[3]), requant);
-        let levels = _mm512_packus_epi16(low, high);
-        match lane.mask {
-            u64::MAX => _mm512_storeu_si512(to.cast(), levels),
-            mask => _mm512_mask_storeu_epi8(to.cast(), mask, levels),
+        };
+        let upper = [
+            _mm512_unpacklo_epi8(first[0], first[1]),
+            _mm512_unpackhi_epi8(first[0], first[1]),
+        ];
+        let lower = [
+            _mm512_unpacklo_epi8(second[0], second[1]),
+            _mm512_unpackhi_epi8(second[0], second[1]),
+        ];
+        [
+            _mm512_unpacklo_epi16(upper[0], lower[0]),
+            _mm512_unpackhi_epi16(upper[0], lower[0]),
+            _mm512_unpacklo_epi16(upper[1], lower[1]),
+            _mm512_unpackhi_epi16(upper[1], lower[1]),
+        ]
+    }
+}
+
+impl Lane<'_> {
+    /// The levels of a row's pixel at `at`.
+    ///
+    /// # Safety
+    /// The pixel lies in the row; `WHOLE` as for [`row_of_three`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load<const WHOLE: bool>(&self, row: &[u8], at: usize) -> __m512i {
+        // SAFETY: the mask keeps the read within the pixel.
+        unsafe {
+            let from = row.as_ptr().add(at).cast::<i8>();
+            match WHOLE {
+                true => _mm512_loadu_si512(from.cast()),
+                false => _mm512_maskz_loadu_epi8(self.mask, from),
+            }
+        }
+    }
+
+    /// Weights of a column of four rows.
+    ///
+    /// # Safety
+    /// The block has that many columns.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn weights(&self, column: usize) -> [__m512i; 4] {
+        // SAFETY: four vectors belong to each column of four rows.
+        unsafe {
+            let from = self.weights.as_ptr().add(256 * column);
+            [
+                _mm512_load_si512(from.cast()),
+                _mm512_load_si512(from.add(64).cast()),
+                _mm512_load_si512(from.add(128).cast()),
+                _mm512_load_si512(from.add(192).cast()),
+            ]
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn biases(&self) -> [__m512i; 4] {
+        let from = self.bias[..BLOCK].as_ptr();
+        // SAFETY: a block has 64 biases.
+        unsafe {
+            [
+                _mm512_loadu_si512(from.cast()),
+                _mm512_loadu_si512(from.add(LANES).cast()),
+                _mm512_loadu_si512(from.add(2 * LANES).cast()),
+                _mm512_loadu_si512(from.add(3 * LANES).cast()),
+            ]
+        }
+    }
+
+    /// `sums` of vector `q` as [`rounded`] does it.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn rounded(&self, sums: __m512i, q: usize) -> __m512i {
+        let multiplier = self.multiplier[LANES * q..][..LANES].as_ptr();
+        // SAFETY: sixteen multipliers.
+        rounded(sums, unsafe { _mm512_loadu_ps(multiplier) })
+    }
+
+    /// The levels of one pixel's 64 channels: packing twice puts them in order.
+    ///
+    /// # Safety
+    /// The channels that exist may be written from `to` on; `WHOLE` as for
+    /// [`row_of_three`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn store<const WHOLE: bool>(&self, requant: Requant, sums: [__m512i; 4], to: *mut u8) {
+        let zero_point = _mm512_set1_epi16(requant.zero_point.into());
+        let first = _mm512_packs_epi32(self.rounded(sums[0], 0), self.rounded(sums[1], 1));
+        let second = _mm512_packs_epi32(self.rounded(sums[2], 2), self.rounded(sums[3], 3));
+        let levels = _mm512_packus_epi16(
+            _mm512_adds_epi16(first, zero_point),
+            _mm512_adds_epi16(second, zero_point),
+        );
+        let [low, high] = requant.range;
+        let levels = _mm512_max_epu8(levels, _mm512_set1_epi8(low.cast_signed()));
+        let levels = _mm512_min_epu8(levels, _mm512_set1_epi8(high.cast_signed()));
+        // SAFETY: the mask keeps the write within the pixel.
+        unsafe {
+            match WHOLE {
+                true => _mm512_storeu_si512(to.cast(), levels),
+                false => _mm512_mask_storeu_epi8(to.cast(), self.mask, levels),
+            }
         }
     }
 }
