@@ -68,7 +68,7 @@ impl Int8Model {
         let bytes = bundle.read_encoder(encoder)?;
         let manifest = bundle.manifest();
         let size = manifest.preprocess.size as usize;
-        Self::from_bytes(&encoder.path, &bytes, size, manifest.bins.dim)
+        Self::of(&encoder.path, bytes, size, manifest.bins.dim)
     }
 
     /// Loads an ONNX network that maps `[1, 3, size, size]` to `dim` values;
@@ -79,6 +79,15 @@ impl Int8Model {
     pub fn from_bytes(
         file: &str,
         bytes: &[u8],
+        size: usize,
+        dim: usize,
+    ) -> Result<Self, EncodeError> {
+        Self::of(file, bytes, size, dim)
+    }
+
+    fn of(
+        file: &str,
+        bytes: impl AsRef<[u8]>,
         size: usize,
         dim: usize,
     ) -> Result<Self, EncodeError> {
@@ -104,14 +113,19 @@ impl Int8Model {
     }
 }
 
+/// The weights lie in memory in three forms, one after the other: each is
+/// dropped as soon as the next is there.
 fn program(
-    bytes: &[u8],
+    bytes: impl AsRef<[u8]>,
     size: usize,
     kernels: &'static dyn Kernels,
 ) -> Result<Program, GraphError> {
-    let mut graph = Graph::read(bytes)?;
+    let mut graph = Graph::read(bytes.as_ref())?;
+    drop(bytes);
     fuse::fuse(&mut graph);
-    Program::new(lower::lower(&graph, size)?, kernels)
+    let plan = lower::lower(&graph, size)?;
+    drop(graph);
+    Program::new(plan, kernels)
 }
 
 fn chosen() -> Result<&'static dyn Kernels, String> {

@@ -14,13 +14,21 @@ pub struct Label {
 }
 
 impl Label {
-    /// That of the plan's step at `index`.
-    pub fn new(plan: &Plan, index: usize) -> Self {
-        let step = &plan.steps[index];
+    /// That of the plan's step at `index`, which is `step`.
+    pub fn new(plan: &Plan, index: usize, step: &Step) -> Self {
         Self {
             name: plan.names.get(index).cloned().unwrap_or_default(),
             what: what(plan, step),
             macs: step.macs(),
+        }
+    }
+
+    /// That of the bytes of a picture becoming levels.
+    pub fn image() -> Self {
+        Self {
+            name: "image".into(),
+            what: "normalise and quantise".into(),
+            macs: 0,
         }
     }
 

@@ -191,10 +191,12 @@ impl Program {
     ///
     /// # Errors
     /// [`GraphError`] when the buffers together are beyond reason.
-    pub fn new(plan: Plan, kernels: &'static dyn Kernels) -> Result<Self, GraphError> {
+    pub fn new(mut plan: Plan, kernels: &'static dyn Kernels) -> Result<Self, GraphError> {
+        let macs = plan.macs();
         let buffers = buffers(&plan);
         check_sizes(&buffers)?;
         let (places, arena) = arena::place(&buffers);
+        let steps = std::mem::take(&mut plan.steps);
         let mut packer = Packer {
             plan: &plan,
             kernels,
@@ -202,9 +204,9 @@ impl Program {
             steps: Vec::new(),
             labels: Vec::new(),
         };
-        for (index, step) in plan.steps.iter().enumerate() {
-            packer.step(step, plan.tensors.len() + plan.reals.len() + index);
-            packer.label(Label::new(&plan, index));
+        for (index, step) in steps.into_iter().enumerate() {
+            packer.step(&step, plan.tensors.len() + plan.reals.len() + index);
+            packer.label(Label::new(&plan, index, &step));
         }
         let result = match &plan.output {
             Output::Levels(last, tail) => Outcome::Levels(packer.placed(*last), tail.clone()),
@@ -217,7 +219,7 @@ impl Program {
             result,
             steps: packer.steps,
             labels: packer.labels,
-            macs: plan.macs(),
+            macs,
             constants: plan.constants,
         })
     }

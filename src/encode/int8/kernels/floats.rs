@@ -8,22 +8,28 @@ mod product;
 
 pub use product::{Attention, MAX_COLUMNS, MAX_KEYS, Product};
 
+use std::ops::Range;
+
 use super::super::plan::{Binary, LANES, Unary};
 use super::super::view::Axis;
 
 /// An operation on floats with its operands.
 pub enum FloatWork<'a> {
-    /// Values to places: `to` is written from `start` on, by these dimensions.
+    /// These rows to places: the first one of all goes to `start`, the others
+    /// are found by these dimensions; `to` begins `before` values later.
     Copy {
         from: Strided<'a>,
+        rows: Range<usize>,
         to: &'a mut [f32],
         start: usize,
         places: &'a [Axis],
+        before: usize,
     },
-    /// Value by value.
+    /// Value by value, the rows from this one on.
     Binary {
         op: Binary,
         from: [Strided<'a>; 2],
+        first: usize,
         to: &'a mut [f32],
     },
     /// Value by value.
@@ -115,15 +121,22 @@ pub fn run<L: Vector, const V: usize>(work: FloatWork<'_>) {
     match work {
         FloatWork::Copy {
             from,
+            rows,
             to,
             start,
             places,
-        } => copy(from, to, start, places),
-        FloatWork::Binary { op, from, to } => match op {
-            Binary::Add => binary(from, to, |a, b| a + b),
-            Binary::Sub => binary(from, to, |a, b| a - b),
-            Binary::Mul => binary(from, to, |a, b| a * b),
-            Binary::Div => binary(from, to, |a, b| a / b),
+            before,
+        } => copy(from, rows, to, start, places, before),
+        FloatWork::Binary {
+            op,
+            from,
+            first,
+            to,
+        } => match op {
+            Binary::Add => binary(from, first, to, |a, b| a + b),
+            Binary::Sub => binary(from, first, to, |a, b| a - b),
+            Binary::Mul => binary(from, first, to, |a, b| a * b),
+            Binary::Div => binary(from, first, to, |a, b| a / b),
         },
         FloatWork::Unary { op, from, to } => match op {
             Unary::Clamp([low, high]) => unary(from, to, |x| x.max(low).min(high)),
@@ -164,6 +177,12 @@ pub fn run<L: Vector, const V: usize>(work: FloatWork<'_>) {
 }
 
 impl<'a> Strided<'a> {
+    /// Rows of the last dimension.
+    pub fn count(&self) -> usize {
+        let (outer, _, _) = self.rows();
+        outer.iter().map(|axis| axis.len).product()
+    }
+
     /// The dimensions but the last, and the step of the last.
     #[inline(always)]
     fn rows(&self) -> (&'a [Axis], usize, usize) {
@@ -186,16 +205,22 @@ fn offset(outer: &[Axis], mut row: usize) -> usize {
 }
 
 #[inline(always)]
-fn copy(from: Strided<'_>, to: &mut [f32], start: usize, places: &[Axis]) {
+fn copy(
+    from: Strided<'_>,
+    rows: Range<usize>,
+    to: &mut [f32],
+    start: usize,
+    places: &[Axis],
+    before: usize,
+) {
     let (outer, columns, step) = from.rows();
     let (outer_places, _, _) = Strided {
         values: &[],
         axes: places,
     }
     .rows();
-    let rows: usize = outer.iter().map(|axis| axis.len).product();
-    for row in 0..rows {
-        let to = &mut to[start + offset(outer_places, row)..][..columns];
+    for row in rows {
+        let to = &mut to[start + offset(outer_places, row) - before..][..columns];
         let from = &from.values[offset(outer, row)..];
         match step {
             0 => to.fill(from[0]),
@@ -210,10 +235,10 @@ fn copy(from: Strided<'_>, to: &mut [f32], start: usize, places: &[Axis]) {
 }
 
 #[inline(always)]
-fn binary([a, b]: [Strided<'_>; 2], to: &mut [f32], of: impl Fn(f32, f32) -> f32) {
+fn binary([a, b]: [Strided<'_>; 2], first: usize, to: &mut [f32], of: impl Fn(f32, f32) -> f32) {
     let (a_outer, columns, a_step) = a.rows();
     let (b_outer, _, b_step) = b.rows();
-    for (row, to) in to.chunks_exact_mut(columns).enumerate() {
+    for (row, to) in (first..).zip(to.chunks_exact_mut(columns)) {
         let a = &a.values[offset(a_outer, row)..];
         let b = &b.values[offset(b_outer, row)..];
         match (a_step, b_step) {

@@ -1,4 +1,5 @@
-//! Sixteen floats in four registers. Every 64-bit ARM processor has them.
+//! Sixteen floats in four registers of NEON, which every 64-bit ARM processor has:
+//! its instructions are granted wherever this module exists.
 
 use std::arch::aarch64::*;
 
@@ -12,7 +13,8 @@ pub struct Quads(float32x4_t, float32x4_t, float32x4_t, float32x4_t);
 impl Vector for Quads {
     #[inline(always)]
     fn splat(value: f32) -> Self {
-        let all = vdupq_n_f32(value);
+        // SAFETY: see above.
+        let all = unsafe { vdupq_n_f32(value) };
         Self(all, all, all, all)
     }
 
@@ -44,21 +46,27 @@ impl Vector for Quads {
 
     #[inline(always)]
     fn mul_add(self, factor: Self, addend: Self) -> Self {
-        Self(
-            vfmaq_f32(addend.0, self.0, factor.0),
-            vfmaq_f32(addend.1, self.1, factor.1),
-            vfmaq_f32(addend.2, self.2, factor.2),
-            vfmaq_f32(addend.3, self.3, factor.3),
-        )
+        // SAFETY: see above.
+        unsafe {
+            Self(
+                vfmaq_f32(addend.0, self.0, factor.0),
+                vfmaq_f32(addend.1, self.1, factor.1),
+                vfmaq_f32(addend.2, self.2, factor.2),
+                vfmaq_f32(addend.3, self.3, factor.3),
+            )
+        }
     }
 
     #[inline(always)]
     fn times(self, factor: f32) -> Self {
-        Self(
-            vmulq_n_f32(self.0, factor),
-            vmulq_n_f32(self.1, factor),
-            vmulq_n_f32(self.2, factor),
-            vmulq_n_f32(self.3, factor),
-        )
+        // SAFETY: see above.
+        unsafe {
+            Self(
+                vmulq_n_f32(self.0, factor),
+                vmulq_n_f32(self.1, factor),
+                vmulq_n_f32(self.2, factor),
+                vmulq_n_f32(self.3, factor),
+            )
+        }
     }
 }
