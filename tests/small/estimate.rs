@@ -2,8 +2,8 @@
 //! one engine, no command line. A start for programs of your own.
 //!
 //! ```text
-//! cargo build --release --no-default-features --features int8 --example estimate
-//! target/release/examples/estimate models/gauge models/gauge/samples/*.png
+//! cargo build --release -p numclip-estimate
+//! target/release/estimate models/gauge models/gauge/samples/*.jpg
 //! ```
 
 use std::path::Path;
@@ -18,7 +18,9 @@ type Error = Box<dyn std::error::Error>;
 
 fn main() -> Result<ExitCode, Error> {
     let mut arguments = std::env::args_os().skip(1);
-    let folder = arguments.next().ok_or("expected: estimate BUNDLE PICTURE…")?;
+    let folder = arguments
+        .next()
+        .ok_or("expected: estimate BUNDLE PICTURE…")?;
     let pipeline = Pipeline::new(Bundle::open(folder.as_ref())?, None)?;
     let mut worker = pipeline.worker()?;
     let mut code = ExitCode::SUCCESS;
