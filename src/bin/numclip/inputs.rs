@@ -3,7 +3,7 @@
 use std::io::{self, BufRead};
 use std::path::{Component, Path, PathBuf};
 
-use globset::{GlobBuilder, GlobMatcher};
+use fast_glob::glob_match;
 use numclip::decode::{EXTENSIONS, is_picture};
 use thiserror::Error;
 use walkdir::{DirEntry, WalkDir};
@@ -34,7 +34,7 @@ pub enum InputError {
         /// The pattern.
         pattern: String,
         /// What is wrong with it.
-        error: globset::Error,
+        error: fast_glob::Error,
     },
     /// A folder that cannot be listed.
     #[error(transparent)]
@@ -98,7 +98,10 @@ fn walk(folder: &Path) -> Result<Vec<PathBuf>, InputError> {
 }
 
 fn matches(pattern: &str) -> Result<Vec<PathBuf>, InputError> {
-    let matcher = compile(pattern)?;
+    fast_glob::validate(pattern).map_err(|error| InputError::Pattern {
+        pattern: pattern.into(),
+        error,
+    })?;
     let base = fixed_part(pattern);
     let root = match base.as_os_str().is_empty() {
         true => Path::new("."),
@@ -110,22 +113,11 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>, InputError> {
             *path = path.strip_prefix(".").unwrap_or(path).into();
         }
     }
-    found.retain(|path| matcher.is_match(path));
+    found.retain(|path| glob_match(pattern, path.as_os_str().as_encoded_bytes()));
     match found.is_empty() {
         true => Err(InputError::NoMatch(pattern.into())),
         false => Ok(found),
     }
-}
-
-fn compile(pattern: &str) -> Result<GlobMatcher, InputError> {
-    GlobBuilder::new(pattern)
-        .literal_separator(true)
-        .build()
-        .map(|glob| glob.compile_matcher())
-        .map_err(|error| InputError::Pattern {
-            pattern: pattern.into(),
-            error,
-        })
 }
 
 /// The folders of `pattern` ahead of its first special character.

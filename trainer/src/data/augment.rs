@@ -2,6 +2,7 @@
 
 mod crop;
 mod pixels;
+mod switch;
 
 use numclip::{
     frame::Frame,
@@ -21,7 +22,9 @@ use self::pixels::{add_noise, blur, flip_columns, flip_rows, mean_luma, rotate};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augment {
-    /// Random part of the image instead of the plan's own crop.
+    /// Random part of the image instead of the plan's own crop, brought to size as the plan
+    /// would: letterboxed, or stretched. `false` in a file: none.
+    #[serde(with = "switch")]
     pub crop: Option<Crop>,
     /// Probability of a left-right flip.
     pub flip: f32,
@@ -297,11 +300,15 @@ impl Augment {
             return Preprocessor::with(|p| p.fit(plan, frame).to_vec());
         };
         let part = cut(frame, crop.sample(frame.width(), frame.height(), rng));
-        let stretch = Plan {
-            resize: Resize::Stretch,
+        let resize = match plan.resize {
+            Resize::Letterbox { fill } => Resize::Letterbox { fill },
+            Resize::Stretch | Resize::ShorterSide { .. } => Resize::Stretch,
+        };
+        let whole = Plan {
+            resize,
             ..plan.clone()
         };
-        Preprocessor::with(|p| p.fit(&stretch, &part).to_vec())
+        Preprocessor::with(|p| p.fit(&whole, &part).to_vec())
     }
 }
 
@@ -398,6 +405,25 @@ mod tests {
         let (frame, plan) = (ramp(50, 40), Plan::clip(24));
         let plain = Preprocessor::with(|p| p.fit(&plan, &frame).to_vec());
         assert_eq!(Augment::none().apply(&frame, &plan, &mut rng()), plain);
+    }
+
+    #[test]
+    fn a_letterboxed_part_keeps_its_proportions() {
+        let plan = Plan {
+            resize: Resize::Letterbox { fill: 7 },
+            ..Plan::clip(24)
+        };
+        let whole = Augment {
+            crop: Some(Crop {
+                scale: [1.0, 1.0],
+                ratio: [2.0, 2.0],
+            }),
+            ..Augment::none()
+        };
+        let pixels = whole.apply(&ramp(48, 24), &plan, &mut rng());
+        let row = |y: usize| &pixels[y * 72..][..72];
+        assert!(row(5).iter().chain(row(18)).all(|&level| level == 7));
+        assert!(row(6).iter().chain(row(17)).any(|&level| level != 7));
     }
 
     #[test]
