@@ -63,7 +63,7 @@ fn refusal(node: Vec<NodeProto>, initializer: Vec<TensorProto>, size: usize) -> 
         output,
     });
     let bytes = ModelProto { graph }.encode_to_vec();
-    program(&bytes, size, kernels::all()[0])
+    program(bytes, size, kernels::all()[0])
         .err()
         .unwrap()
         .to_string()

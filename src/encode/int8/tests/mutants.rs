@@ -299,7 +299,7 @@ proptest! {
         let mut model = ModelProto::decode(model).unwrap();
         let graph = model.graph.as_mut().unwrap();
         changes.iter().for_each(|one| change(graph, one));
-        let Ok(program) = program(&model.encode_to_vec(), SIZE, kernels::all()[0]) else {
+        let Ok(program) = program(model.encode_to_vec(), SIZE, kernels::all()[0]) else {
             return Ok(());
         };
         prop_assert!(program.arena <= 2 * MAX_VALUES, "{} bytes", program.arena);
