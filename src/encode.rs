@@ -13,6 +13,7 @@ pub mod tract;
 use std::fmt;
 use std::num::NonZero;
 use std::str::FromStr;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -84,6 +85,29 @@ pub trait Session: Send {
         *embedding = self.encode(&tensor)?;
         Ok(())
     }
+
+    /// Embeds one picture as [`Session::encode_pixels`] does, and tells how
+    /// long each layer took, in the order of the network; none where the
+    /// engine cannot tell.
+    ///
+    /// # Errors
+    /// As [`Session::encode`].
+    fn time_layers(&mut self, _plan: &Plan, _pixels: &[u8]) -> Result<Vec<Layer>, EncodeError> {
+        Ok(Vec::new())
+    }
+}
+
+/// A layer of a network at work.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Name in the network.
+    pub name: String,
+    /// What it does, in a few words.
+    pub what: String,
+    /// Multiply-accumulates for one picture.
+    pub macs: u64,
+    /// How long it took.
+    pub time: Duration,
 }
 
 /// Engines that this build may hold.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bundle::Bundle;
-use crate::encode::{self, EncodeError, Engine, Loaded, Session};
+use crate::encode::{self, EncodeError, Engine, Layer, Loaded, Session};
 use crate::estimate::{Estimate, Scratch};
 use crate::frame::Frame;
 use crate::preprocess::Preprocessor;
@@ -139,6 +139,16 @@ impl Worker<'_> {
         self.session
             .encode_pixels(plan, pixels, &mut self.embedding)?;
         Ok(&self.embedding)
+    }
+
+    /// How long each layer of the encoder takes for the frame last
+    /// preprocessed; none where the engine cannot tell.
+    ///
+    /// # Errors
+    /// As [`Worker::encode`].
+    pub fn time_layers(&mut self) -> Result<Vec<Layer>, EncodeError> {
+        let plan = &self.bundle.manifest().preprocess;
+        self.session.time_layers(plan, self.preprocessor.fitted())
     }
 
     /// The estimate for `frame`.

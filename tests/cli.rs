@@ -521,6 +521,34 @@ fn bench_says_what_it_measured() {
 }
 
 #[test]
+fn bench_tells_what_each_layer_takes() {
+    let gauge = concat!(env!("CARGO_MANIFEST_DIR"), "/models/gauge");
+    let bench = |more: &[&str]| {
+        let args = ["bench", "--model", gauge, "--layers", "--seconds", "0.05"];
+        numclip(Path::new("."), &[&args[..], more].concat())
+    };
+    let [measured] = bench(&["--json"]).json().try_into().unwrap();
+    let layers = measured["layers"].as_array().unwrap();
+    let macs: u64 = layers
+        .iter()
+        .map(|layer| layer["macs"].as_u64().unwrap())
+        .sum();
+    assert_eq!(Some(macs), measured["macs"].as_u64());
+    for layer in layers {
+        assert!(!layer["name"].as_str().unwrap().is_empty(), "{layer}");
+        assert!(layer["milliseconds"].as_f64().unwrap() >= 0.0, "{layer}");
+        let share = layer["share_of_peak"].as_f64();
+        assert_eq!(share.is_some(), layer["macs"].as_u64() > Some(0), "{layer}");
+    }
+    let text = bench(&[]).stdout;
+    assert!(text.contains("depthwise 3x3"), "{text}");
+    assert_eq!(bench(&["--engine", "all"]).code, 2);
+    let general = bench(&["--engine", "tract"]);
+    assert_eq!(general.code, 0, "{}", general.stderr);
+    assert!(general.stderr.contains("cannot tell"), "{}", general.stderr);
+}
+
+#[test]
 fn bench_puts_engines_side_by_side() {
     let gauge = concat!(env!("CARGO_MANIFEST_DIR"), "/models/gauge");
     let bench = |more: &[&str]| {

@@ -18,6 +18,7 @@ mod arena;
 mod fuse;
 mod graph;
 mod kernels;
+mod label;
 mod lower;
 mod memory;
 mod peak;
@@ -33,7 +34,7 @@ mod tests;
 use std::num::NonZero;
 use std::sync::Arc;
 
-use super::{EncodeError, Engine, Model, Session};
+use super::{EncodeError, Engine, Layer, Model, Session};
 use crate::bundle::{Bundle, EncoderFile};
 use crate::preprocess::Plan;
 use graph::{Graph, GraphError};
@@ -67,7 +68,7 @@ impl Int8Model {
         let bytes = bundle.read_encoder(encoder)?;
         let manifest = bundle.manifest();
         let size = manifest.preprocess.size as usize;
-        Self::from_bytes(&encoder.path, &bytes, size, manifest.bins.dim)
+        Self::of(&encoder.path, bytes, size, manifest.bins.dim)
     }
 
     /// Loads an ONNX network that maps `[1, 3, size, size]` to `dim` values;
@@ -78,6 +79,15 @@ impl Int8Model {
     pub fn from_bytes(
         file: &str,
         bytes: &[u8],
+        size: usize,
+        dim: usize,
+    ) -> Result<Self, EncodeError> {
+        Self::of(file, bytes, size, dim)
+    }
+
+    fn of(
+        file: &str,
+        bytes: impl AsRef<[u8]>,
         size: usize,
         dim: usize,
     ) -> Result<Self, EncodeError> {
@@ -103,14 +113,19 @@ impl Int8Model {
     }
 }
 
+/// The weights lie in memory in three forms, one after the other: each is
+/// dropped as soon as the next is there.
 fn program(
-    bytes: &[u8],
+    bytes: impl AsRef<[u8]>,
     size: usize,
     kernels: &'static dyn Kernels,
 ) -> Result<Program, GraphError> {
-    let mut graph = Graph::read(bytes)?;
+    let mut graph = Graph::read(bytes.as_ref())?;
+    drop(bytes);
     fuse::fuse(&mut graph);
-    Program::new(lower::lower(&graph, size)?, kernels)
+    let plan = lower::lower(&graph, size)?;
+    drop(graph);
+    Program::new(plan, kernels)
 }
 
 fn chosen() -> Result<&'static dyn Kernels, String> {
@@ -172,11 +187,15 @@ impl Session for Int8Session {
         embedding: &mut Vec<f32>,
     ) -> Result<(), EncodeError> {
         self.check_input(pixels.len())?;
-        let known = self.lookups.take().filter(|(of, _)| of == plan);
-        let new = || (plan.clone(), lookups(plan, self.runner.image()));
-        let (_, lookups) = self.lookups.insert(known.unwrap_or_else(new));
+        let lookups = known(&mut self.lookups, plan, self.runner.image());
         self.runner.run_pixels(pixels, lookups, embedding);
         finite(embedding)
+    }
+
+    fn time_layers(&mut self, plan: &Plan, pixels: &[u8]) -> Result<Vec<Layer>, EncodeError> {
+        self.check_input(pixels.len())?;
+        let lookups = known(&mut self.lookups, plan, self.runner.image());
+        Ok(self.runner.time_layers(pixels, lookups))
     }
 }
 
@@ -193,6 +212,17 @@ impl Int8Session {
             }),
         }
     }
+}
+
+/// What bytes become under `plan`, which is mostly what they became last.
+fn known<'a>(
+    last: &'a mut Option<(Plan, [Lookup; 3])>,
+    plan: &Plan,
+    image: &Placed,
+) -> &'a [Lookup; 3] {
+    let known = last.take().filter(|(of, _)| of == plan);
+    let (_, lookups) = last.insert(known.unwrap_or_else(|| (plan.clone(), lookups(plan, image))));
+    lookups
 }
 
 /// For each channel of `image`, the levels of all bytes after the plan's

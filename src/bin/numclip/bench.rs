@@ -1,5 +1,7 @@
 //! `numclip bench`: how fast this machine runs a bundle.
 
+mod layers;
+
 use std::io::Write as _;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -40,6 +42,9 @@ pub struct Args {
     /// Seconds to measure each engine.
     #[arg(long, default_value_t = 2.0, value_name = "S", value_parser = seconds)]
     seconds: f64,
+    /// Tell what each layer of the encoder takes, too; not with `--engine all`.
+    #[arg(long)]
+    layers: bool,
     /// Print one JSON object for each engine.
     #[arg(long)]
     json: bool,
@@ -48,6 +53,7 @@ pub struct Args {
 const EXAMPLES: &str = "Examples:
   numclip bench --model models/gauge
   numclip bench --model models/gauge --engine all --image photo.jpg
+  numclip bench --model models/gauge --layers
   numclip bench --model models/gauge --threads 4 --json";
 
 /// What was measured of one engine, as `--json` prints it.
@@ -72,6 +78,9 @@ struct Measured {
     peak_gmacs_per_second: Option<f64>,
     peak_memory_bytes: Option<u64>,
     lowest_golden_cosine: f32,
+    /// Asked for with `--layers`, where the engine can tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<layers::Measured>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -98,6 +107,9 @@ struct Percentiles {
 /// When the bundle or the picture cannot be used.
 pub fn run(args: &Args, start: Instant) -> Result<Exit> {
     if args.engine == "all" {
+        if args.layers {
+            return Err(UsageError("--layers takes one engine".into()).into());
+        }
         return run_all(args);
     }
     let engine = match args.engine.as_str() {
@@ -177,6 +189,17 @@ fn measure(args: &Args, engine: Option<Engine>, start: Instant) -> Result<Measur
         times.each_ref().map(|times| Percentiles::of(times));
     let macs = pipeline.macs();
     let peak = pipeline.peak_macs_per_second();
+    let peak = peak.map(|peak| peak * args.threads.get() as f64);
+    let layers = match args.layers {
+        true => layers::measure(&mut worker, args.seconds, peak)?,
+        false => Vec::new(),
+    };
+    if args.layers && layers.is_empty() {
+        anstream::eprintln!(
+            "the engine {} cannot tell its layers apart",
+            pipeline.engine()
+        );
+    }
     Ok(Measured {
         engine: pipeline.engine().name().into(),
         kernels: pipeline.kernels().map(String::from),
@@ -187,7 +210,7 @@ fn measure(args: &Args, engine: Option<Engine>, start: Instant) -> Result<Measur
         first_estimate_ms: milliseconds(first),
         macs,
         gmacs_per_second: macs.map(|macs| macs as f64 / 1e6 / encode.p50),
-        peak_gmacs_per_second: peak.map(|peak| peak / 1e9 * args.threads.get() as f64),
+        peak_gmacs_per_second: peak.map(|peak| peak / 1e9),
         milliseconds: Stages {
             decode: args.image.is_some().then_some(decode),
             preprocess,
@@ -197,6 +220,7 @@ fn measure(args: &Args, engine: Option<Engine>, start: Instant) -> Result<Measur
         },
         peak_memory_bytes: memory,
         lowest_golden_cosine: cosines.fold(1.0, f32::min),
+        layers,
     })
 }
 
@@ -290,8 +314,12 @@ impl Measured {
         let facts = self
             .facts()
             .map(|(name, fact)| vec![name.to_string(), fact]);
+        let layers = match self.layers.as_slice() {
+            [] => String::new(),
+            layers => format!("\n{}", layers::text(layers)),
+        };
         format!(
-            "{}, milliseconds\n{}\n{}",
+            "{}, milliseconds\n{}\n{}{layers}",
             self.name(),
             columns(&rows),
             columns(&facts)

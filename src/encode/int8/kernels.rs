@@ -20,7 +20,7 @@ pub use pack::{Matrix, Taps};
 
 use std::ops::Range;
 
-use super::plan::{Add, Conv, Shape, Window};
+use super::plan::{Add, Conv, LANES, Shape, Window};
 
 /// Kernels of one instruction set; they exist only where it does.
 pub trait Kernels: Send + Sync {
@@ -63,7 +63,7 @@ pub trait Kernels: Send + Sync {
 
     /// Does what transformers do in floats.
     fn float(&self, work: FloatWork<'_>) {
-        floats::run(work);
+        floats::run::<[f32; LANES], 1>(work);
     }
 }
 
@@ -149,8 +149,10 @@ impl Requant {
     /// The level of a real value in units of the output's scale.
     #[inline(always)]
     pub fn level_of(self, value: f32) -> u8 {
-        // Beyond this, any zero point leaves it outside the range of a byte.
-        let near = value.clamp(-512.0, 512.0);
+        // Beyond this, any zero point leaves it outside the range of a byte;
+        // what is no number counts as small.
+        let near = if value > -512.0 { value } else { -512.0 };
+        let near = if near < 512.0 { near } else { 512.0 };
         // In this binade floats are whole numbers: the sum rounds, halves to
         // even, in one step that compilers vectorise.
         let rounded = (near + BINADE).to_bits() as i32 - BINADE.to_bits() as i32;

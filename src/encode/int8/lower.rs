@@ -38,10 +38,12 @@ pub fn lower(graph: &Graph, size: usize) -> Result<Plan, GraphError> {
         constants: Vec::new(),
         views: HashMap::new(),
         steps: Vec::new(),
+        names: Vec::new(),
     };
     for node in &graph.nodes {
         let value = lowering.node(node)?;
         lowering.values.insert(node.output(), value);
+        lowering.name_steps(&node.name);
     }
     lowering.finish()
 }
@@ -58,6 +60,7 @@ struct Lowering<'a> {
     /// Floats that were made of what a name stands for.
     views: HashMap<&'a str, View>,
     steps: Vec<Step>,
+    names: Vec<String>,
 }
 
 /// What a name in the graph stands for.
@@ -172,6 +175,11 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// The steps that have no name yet belong to this node.
+    fn name_steps(&mut self, node: &str) {
+        self.names.resize(self.steps.len(), node.to_owned());
+    }
+
     fn finish(mut self) -> Result<Plan, GraphError> {
         let name = self.graph.output.as_str();
         let output = |reason: &str| GraphError::of_graph(format!("output {name}: {reason}"));
@@ -190,6 +198,7 @@ impl<'a> Lowering<'a> {
             Some((last, tail)) => Output::Levels(last, tail),
             None => self.float_output()?,
         };
+        self.name_steps(name);
         // A network that never looks at its image has no tensor for it.
         if self.tensors.is_empty() {
             return Err(GraphError::of_graph("the image is never quantised"));
@@ -199,6 +208,7 @@ impl<'a> Lowering<'a> {
             reals: self.reals,
             constants: self.constants,
             steps: self.steps,
+            names: self.names,
             output,
         })
     }

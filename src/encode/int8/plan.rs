@@ -20,6 +20,8 @@ pub struct Plan {
     pub constants: Vec<Vec<f32>>,
     /// Operations in an order in which they can run.
     pub steps: Vec<Step>,
+    /// For each operation, the node of the graph that asked for it.
+    pub names: Vec<String>,
     /// What comes out.
     pub output: Output,
 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::arena::{self, Buffer};
 use super::graph::{GraphError, MAX_VALUES};
 use super::kernels::{Kernels, Matrix, Requant, Sum, Taps, Windows};
+use super::label::Label;
 use super::plan::{
     Add, Affine, Conv, Float, FloatOp, IMAGE, Output, Plan, Pool, RealId, Shape, Step, Tail,
     Target, TensorId, Window,
@@ -22,6 +23,8 @@ pub struct Program {
     pub image: Placed,
     /// What is computed.
     pub steps: Vec<Ready>,
+    /// What each of them is.
+    pub labels: Vec<Label>,
     /// Constant floats.
     pub constants: Vec<Vec<f32>>,
     /// What comes out.
@@ -188,18 +191,22 @@ impl Program {
     ///
     /// # Errors
     /// [`GraphError`] when the buffers together are beyond reason.
-    pub fn new(plan: Plan, kernels: &'static dyn Kernels) -> Result<Self, GraphError> {
+    pub fn new(mut plan: Plan, kernels: &'static dyn Kernels) -> Result<Self, GraphError> {
+        let macs = plan.macs();
         let buffers = buffers(&plan);
         check_sizes(&buffers)?;
         let (places, arena) = arena::place(&buffers);
+        let steps = std::mem::take(&mut plan.steps);
         let mut packer = Packer {
             plan: &plan,
             kernels,
             places: &places,
             steps: Vec::new(),
+            labels: Vec::new(),
         };
-        for (index, step) in plan.steps.iter().enumerate() {
-            packer.step(step, plan.tensors.len() + plan.reals.len() + index);
+        for (index, step) in steps.into_iter().enumerate() {
+            packer.step(&step, plan.tensors.len() + plan.reals.len() + index);
+            packer.label(Label::new(&plan, index, &step));
         }
         let result = match &plan.output {
             Output::Levels(last, tail) => Outcome::Levels(packer.placed(*last), tail.clone()),
@@ -211,7 +218,8 @@ impl Program {
             image: packer.placed(IMAGE),
             result,
             steps: packer.steps,
-            macs: plan.macs(),
+            labels: packer.labels,
+            macs,
             constants: plan.constants,
         })
     }
@@ -287,6 +295,7 @@ struct Packer<'a> {
     kernels: &'static dyn Kernels,
     places: &'a [Range<usize>],
     steps: Vec<Ready>,
+    labels: Vec<Label>,
 }
 
 impl Packer<'_> {
@@ -297,6 +306,13 @@ impl Packer<'_> {
             affine: tensor.affine,
             place: self.places[id.0].clone(),
         }
+    }
+
+    /// The last step is this one, and those without a label prepare it.
+    fn label(&mut self, label: Label) {
+        self.labels
+            .resize(self.steps.len() - 1, label.preparation());
+        self.labels.push(label);
     }
 
     fn step(&mut self, step: &Step, scratch: usize) {

@@ -6,16 +6,19 @@ mod float;
 use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use super::kernels::{Dense, Depthwise};
+use super::label::Label;
 use super::memory::{Bytes, reals as floats, reals_mut};
 use super::plan::{Shape, Tail};
 use super::program::{
     AddReady, DenseReady, DepthwiseReady, Outcome, PadReady, Placed, PoolReady, Program, Ready,
 };
 use super::shares::Shares;
+use crate::encode::Layer;
 
 /// What becomes of the bytes of a picture in one channel of the image.
 pub struct Lookup {
@@ -25,6 +28,11 @@ pub struct Lookup {
     pub levels: [u8; 256],
 }
 
+/// Bytes of a picture, and what they become.
+type Picture<'a> = (&'a [u8], &'a [Lookup; 3]);
+
+/// A byte that is looked up takes about as long as this many multiply-accumulates.
+const LOOKUP_COST: usize = 64;
 /// A multiply-accumulate of a depthwise convolution takes about as long as
 /// this many of a dense one.
 const DEPTHWISE_COST: usize = 4;
@@ -80,7 +88,7 @@ impl Runner {
     pub fn run(&mut self, image: &[f32]) -> Vec<f32> {
         let mut embedding = Vec::new();
         self.quantize(image);
-        self.run_steps(&mut embedding);
+        self.run_steps(None, &mut embedding, &mut || ());
         embedding
     }
 
@@ -88,14 +96,35 @@ impl Runner {
     /// as the program's image; `levels` says what a byte of `source` becomes
     /// in each channel of the image.
     pub fn run_pixels(&mut self, pixels: &[u8], levels: &[Lookup; 3], embedding: &mut Vec<f32>) {
-        let place = self.program.image.bytes();
-        let (to, _) = self.arena.as_mut_slice()[place].as_chunks_mut::<3>();
-        let [a, b, c] = levels;
-        for (to, from) in to.iter_mut().zip(pixels.as_chunks::<3>().0) {
-            let level = |lookup: &Lookup| lookup.levels[usize::from(from[lookup.source])];
-            *to = [level(a), level(b), level(c)];
-        }
-        self.run_steps(embedding);
+        self.run_steps(Some((pixels, levels)), embedding, &mut || ());
+    }
+
+    /// How long each step takes for such a picture.
+    pub fn time_layers(&mut self, pixels: &[u8], levels: &[Lookup; 3]) -> Vec<Layer> {
+        let mut times = Vec::with_capacity(1 + self.program.steps.len());
+        let mut last = Instant::now();
+        self.run_steps(Some((pixels, levels)), &mut Vec::new(), &mut || {
+            times.push(last.elapsed());
+            last = Instant::now();
+        });
+        let image = Label::image();
+        let labels = std::iter::once(&image).chain(&self.program.labels);
+        let layers = labels.zip(times);
+        layers.map(|(label, time)| label.layer(time)).collect()
+    }
+
+    /// Writes the levels of a picture's bytes.
+    fn look_up(&mut self, (pixels, [a, b, c]): Picture<'_>, threads: usize) {
+        let image = &self.program.image;
+        let row = image.shape.width * image.shape.channels;
+        let to = &mut self.arena.as_mut_slice()[image.bytes()];
+        Shares::new(threads, LOOKUP_COST * row).run(0..image.shape.height, to, &|rows, to| {
+            let (from, _) = pixels[rows.start * row..rows.end * row].as_chunks::<3>();
+            for (to, from) in to.as_chunks_mut::<3>().0.iter_mut().zip(from) {
+                let level = |lookup: &Lookup| lookup.levels[usize::from(from[lookup.source])];
+                *to = [level(a), level(b), level(c)];
+            }
+        });
     }
 
     /// Writes the image as levels, rows of pixels.
@@ -122,17 +151,34 @@ impl Runner {
         }
     }
 
-    fn run_steps(&mut self, embedding: &mut Vec<f32>) {
+    /// Encodes `picture`, or else what lies in the image's place; `watch` is
+    /// called after every step.
+    fn run_steps(
+        &mut self,
+        picture: Option<Picture<'_>>,
+        embedding: &mut Vec<f32>,
+        watch: &mut (impl FnMut() + Send),
+    ) {
         match self.pool.take() {
-            None => self.steps(1, embedding),
+            None => self.steps(picture, 1, embedding, watch),
             Some(pool) => {
-                pool.install(|| self.steps(pool.current_num_threads(), embedding));
+                pool.install(|| self.steps(picture, pool.current_num_threads(), embedding, watch));
                 self.pool = Some(pool);
             }
         }
     }
 
-    fn steps(&mut self, threads: usize, embedding: &mut Vec<f32>) {
+    fn steps(
+        &mut self,
+        picture: Option<Picture<'_>>,
+        threads: usize,
+        embedding: &mut Vec<f32>,
+        watch: &mut impl FnMut(),
+    ) {
+        if let Some(picture) = picture {
+            self.look_up(picture, threads);
+            watch();
+        }
         let program = Arc::clone(&self.program);
         for step in &program.steps {
             match step {
@@ -145,6 +191,7 @@ impl Runner {
                 Ready::Dequantize(from, to) => self.dequantize(from, to.clone()),
                 Ready::Float(float) => self.float(&program, float, threads),
             }
+            watch();
         }
         match &program.result {
             Outcome::Reals(place) => {

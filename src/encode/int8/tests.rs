@@ -2,6 +2,7 @@
 
 mod limits;
 mod models;
+mod mutants;
 mod transformers;
 
 use proptest::prelude::*;
@@ -224,6 +225,7 @@ proptest! {
             let plan = Plan {
                 tensors: vec![tensor(case.input(), case.zero_points[0]), tensor(case.output(), case.zero_points[1])],
                 steps: vec![Step::Conv(case.conv(&mut Noise(case.seed)))],
+                names: Vec::new(),
                 reals: Vec::new(),
                 constants: Vec::new(),
                 output: Output::Levels(TensorId(1), Vec::new()),
@@ -260,6 +262,7 @@ proptest! {
             let plan = Plan {
                 tensors: vec![tensor(shape, zero_points[0]), tensor(Shape { channels, height: 1, width: 1 }, zero_points[2])],
                 steps: vec![Step::Pool(Pool { from: TensorId(0), to: TensorId(1), ratio: ratio[0] / shape.pixels() as f32, range })],
+                names: Vec::new(),
                 reals: Vec::new(),
                 constants: Vec::new(),
                 output: Output::Levels(TensorId(1), Vec::new()),

@@ -8,8 +8,16 @@ mod dotprod;
 mod i8mm;
 mod neon;
 mod store;
+mod vectors;
 
-use super::Kernels;
+use super::floats::FloatWork;
+use super::{Kernels, floats};
+use vectors::Quads;
+
+/// What all of them do in floats.
+fn float(work: FloatWork<'_>) {
+    floats::run::<Quads, 1>(work);
+}
 
 /// Those that this machine can run, the fastest first.
 pub fn detected() -> Vec<&'static dyn Kernels> {

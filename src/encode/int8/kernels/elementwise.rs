@@ -1,15 +1,17 @@
 //! What is done value by value, in a form that compilers vectorise: every
 //! instruction set inlines the same code, so that all give the same bytes.
 
-use super::Sum;
+use super::{Requant, Sum};
 
 /// See [`Kernels::quantize`](super::Kernels::quantize).
 #[inline(always)]
 pub fn quantize(from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]) {
-    let zero_point = f32::from(zero_point);
+    let requant = Requant {
+        zero_point,
+        range: [0, 255],
+    };
     for (to, from) in to.iter_mut().zip(from) {
-        let level = (from / scale).round_ties_even() + zero_point;
-        *to = level.clamp(0.0, 255.0) as u8;
+        *to = requant.level_of(from / scale);
     }
 }
 

@@ -8,22 +8,28 @@ mod product;
 
 pub use product::{Attention, MAX_COLUMNS, MAX_KEYS, Product};
 
+use std::ops::Range;
+
 use super::super::plan::{Binary, LANES, Unary};
 use super::super::view::Axis;
 
 /// An operation on floats with its operands.
 pub enum FloatWork<'a> {
-    /// Values to places: `to` is written from `start` on, by these dimensions.
+    /// These rows to places: the first one of all goes to `start`, the others
+    /// are found by these dimensions; `to` begins `before` values later.
     Copy {
         from: Strided<'a>,
+        rows: Range<usize>,
         to: &'a mut [f32],
         start: usize,
         places: &'a [Axis],
+        before: usize,
     },
-    /// Value by value.
+    /// Value by value, the rows from this one on.
     Binary {
         op: Binary,
         from: [Strided<'a>; 2],
+        first: usize,
         to: &'a mut [f32],
     },
     /// Value by value.
@@ -67,21 +73,70 @@ pub struct Strided<'a> {
     pub axes: &'a [Axis],
 }
 
-/// Does `work`.
+/// [`LANES`] floats, in registers where there are any.
+pub trait Vector: Copy {
+    /// All lanes of this value.
+    fn splat(value: f32) -> Self;
+    /// These values.
+    fn load(from: &[f32; LANES]) -> Self;
+    /// Its values.
+    fn store(self, to: &mut [f32; LANES]);
+    /// `self · factor + addend`, rounded once.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// Each lane times `factor`.
+    fn times(self, factor: f32) -> Self;
+}
+
+impl Vector for [f32; LANES] {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(from: &[f32; LANES]) -> Self {
+        *from
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        *to = self;
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        std::array::from_fn(|lane| self[lane].mul_add(factor[lane], addend[lane]))
+    }
+
+    #[inline(always)]
+    fn times(self, factor: f32) -> Self {
+        self.map(|x| x * factor)
+    }
+}
+
+/// Does `work`, products in tiles of `V` times [`LANES`] columns, which is a
+/// question of registers: results do not depend on it.
 #[inline(always)]
-pub fn run(work: FloatWork<'_>) {
+pub fn run<L: Vector, const V: usize>(work: FloatWork<'_>) {
     match work {
         FloatWork::Copy {
             from,
+            rows,
             to,
             start,
             places,
-        } => copy(from, to, start, places),
-        FloatWork::Binary { op, from, to } => match op {
-            Binary::Add => binary(from, to, |a, b| a + b),
-            Binary::Sub => binary(from, to, |a, b| a - b),
-            Binary::Mul => binary(from, to, |a, b| a * b),
-            Binary::Div => binary(from, to, |a, b| a / b),
+            before,
+        } => copy(from, rows, to, start, places, before),
+        FloatWork::Binary {
+            op,
+            from,
+            first,
+            to,
+        } => match op {
+            Binary::Add => binary(from, first, to, |a, b| a + b),
+            Binary::Sub => binary(from, first, to, |a, b| a - b),
+            Binary::Mul => binary(from, first, to, |a, b| a * b),
+            Binary::Div => binary(from, first, to, |a, b| a / b),
         },
         FloatWork::Unary { op, from, to } => match op {
             Unary::Clamp([low, high]) => unary(from, to, |x| x.max(low).min(high)),
@@ -116,12 +171,18 @@ pub fn run(work: FloatWork<'_>) {
                 norm(row, gamma, beta, epsilon, to);
             }
         }
-        FloatWork::Product(work) => work.run(),
-        FloatWork::Attention(work) => work.run(),
+        FloatWork::Product(work) => work.run::<L, V>(),
+        FloatWork::Attention(work) => work.run::<L, V>(),
     }
 }
 
 impl<'a> Strided<'a> {
+    /// Rows of the last dimension.
+    pub fn count(&self) -> usize {
+        let (outer, _, _) = self.rows();
+        outer.iter().map(|axis| axis.len).product()
+    }
+
     /// The dimensions but the last, and the step of the last.
     #[inline(always)]
     fn rows(&self) -> (&'a [Axis], usize, usize) {
@@ -144,16 +205,22 @@ fn offset(outer: &[Axis], mut row: usize) -> usize {
 }
 
 #[inline(always)]
-fn copy(from: Strided<'_>, to: &mut [f32], start: usize, places: &[Axis]) {
+fn copy(
+    from: Strided<'_>,
+    rows: Range<usize>,
+    to: &mut [f32],
+    start: usize,
+    places: &[Axis],
+    before: usize,
+) {
     let (outer, columns, step) = from.rows();
     let (outer_places, _, _) = Strided {
         values: &[],
         axes: places,
     }
     .rows();
-    let rows: usize = outer.iter().map(|axis| axis.len).product();
-    for row in 0..rows {
-        let to = &mut to[start + offset(outer_places, row)..][..columns];
+    for row in rows {
+        let to = &mut to[start + offset(outer_places, row) - before..][..columns];
         let from = &from.values[offset(outer, row)..];
         match step {
             0 => to.fill(from[0]),
@@ -168,10 +235,10 @@ fn copy(from: Strided<'_>, to: &mut [f32], start: usize, places: &[Axis]) {
 }
 
 #[inline(always)]
-fn binary([a, b]: [Strided<'_>; 2], to: &mut [f32], of: impl Fn(f32, f32) -> f32) {
+fn binary([a, b]: [Strided<'_>; 2], first: usize, to: &mut [f32], of: impl Fn(f32, f32) -> f32) {
     let (a_outer, columns, a_step) = a.rows();
     let (b_outer, _, b_step) = b.rows();
-    for (row, to) in to.chunks_exact_mut(columns).enumerate() {
+    for (row, to) in (first..).zip(to.chunks_exact_mut(columns)) {
         let a = &a.values[offset(a_outer, row)..];
         let b = &b.values[offset(b_outer, row)..];
         match (a_step, b_step) {
@@ -218,27 +285,17 @@ fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     for (lane, x) in lanes.iter_mut().zip(rest) {
         *lane += of(*x);
     }
-    total(lanes)
+    folded(lanes, |a, b| a + b)
 }
 
 /// `row[i] = e^(scale · (row[i] − max))`; the sum of the results.
 #[inline(always)]
 fn exponentials(row: &mut [f32], scale: f32) -> f32 {
     let largest = largest(row);
-    let of = |x: f32| functions::exp(scale * (x - largest));
-    let mut lanes = [0.0_f32; LANES];
-    let (chunks, rest) = row.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *x = of(*x);
-            *lane += *x;
-        }
+    for x in row.iter_mut() {
+        *x = functions::exp(scale * (*x - largest));
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *x = of(*x);
-        *lane += *x;
-    }
-    total(lanes)
+    sum(row, |x| x)
 }
 
 #[inline(always)]
@@ -250,16 +307,19 @@ fn largest(row: &[f32]) -> f32 {
             *lane = if *x > *lane { *x } else { *lane };
         }
     }
-    rest.iter().chain(&lanes).fold(f32::MIN, |a, b| a.max(*b))
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = if *x > *lane { *x } else { *lane };
+    }
+    folded(lanes, |a, b| if b > a { b } else { a })
 }
 
 /// The lanes in pairs, those in pairs, and so on.
 #[inline(always)]
-fn total(mut lanes: [f32; LANES]) -> f32 {
+fn folded(mut lanes: [f32; LANES], of: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
+            lanes[lane] = of(lanes[lane], lanes[lane + half]);
         }
         half /= 2;
     }

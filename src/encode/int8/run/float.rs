@@ -8,6 +8,7 @@ use crate::encode::int8::memory::{Around, reals, reals_mut};
 use crate::encode::int8::plan::{FloatOp, Packed, Unary};
 use crate::encode::int8::program::{FloatReady, Operand, Place, Program};
 use crate::encode::int8::shares::Shares;
+use crate::encode::int8::view::Axis;
 
 impl Runner {
     pub(super) fn float(&mut self, program: &Program, float: &FloatReady, threads: usize) {
@@ -31,17 +32,34 @@ impl Runner {
         };
         let from = operand(0);
         match &float.op {
-            FloatOp::Copy(start, places) => kernels.float(FloatWork::Copy {
-                from,
-                to: reals_mut(to),
-                start: *start,
-                places,
-            }),
-            FloatOp::Binary(op) => kernels.float(FloatWork::Binary {
-                op: *op,
-                from: [from, operand(1)],
-                to: reals_mut(to),
-            }),
+            FloatOp::Copy(start, places) => {
+                let pitch = pitch(*start, places, reals(to).len());
+                // Where rows lie apart from one another, threads can share them.
+                let threads = if pitch.is_some() { threads } else { 1 };
+                let shares = Shares::new(threads, VALUE_COST * last(from));
+                shares.run(0..from.count(), to, &|rows, to| {
+                    kernels.float(FloatWork::Copy {
+                        from,
+                        to: reals_mut(to),
+                        start: *start,
+                        places,
+                        before: pitch.map_or(0, |pitch| rows.start * pitch),
+                        rows,
+                    });
+                });
+            }
+            FloatOp::Binary(op) => {
+                let from = [from, operand(1)];
+                let shares = Shares::new(threads, VALUE_COST * last(from[0]));
+                shares.run(0..from[0].count(), to, &|rows, to| {
+                    kernels.float(FloatWork::Binary {
+                        op: *op,
+                        from,
+                        first: rows.start,
+                        to: reals_mut(to),
+                    });
+                });
+            }
             FloatOp::Unary(op) => rows_of(last(from)).unary(*op, from.values, to),
             FloatOp::Mean(columns) => kernels.float(FloatWork::Mean {
                 from: &from.values[..reals(to).len() * columns],
@@ -75,6 +93,20 @@ impl Runner {
             }
         }
     }
+}
+
+/// From a row of these places to the next, where `values` are nothing but such
+/// rows, one after the other.
+fn pitch(start: usize, places: &[Axis], values: usize) -> Option<usize> {
+    let (_, outer) = places.split_last()?;
+    let mut several = outer.iter().rev().filter(|axis| axis.len > 1);
+    let pitch = several.next()?;
+    let mut whole = pitch.len * pitch.step;
+    for axis in several {
+        (axis.step == whole).then_some(())?;
+        whole *= axis.len;
+    }
+    (start == 0 && whole == values).then_some(pitch.step)
 }
 
 /// Length of the last dimension.

@@ -63,7 +63,7 @@ fn refusal(node: Vec<NodeProto>, initializer: Vec<TensorProto>, size: usize) -> 
         output,
     });
     let bytes = ModelProto { graph }.encode_to_vec();
-    program(&bytes, size, kernels::all()[0])
+    program(bytes, size, kernels::all()[0])
         .err()
         .unwrap()
         .to_string()
@@ -133,6 +133,7 @@ fn an_embedding_that_is_not_finite_is_an_error() {
         reals: Vec::new(),
         constants: Vec::new(),
         steps: Vec::new(),
+        names: Vec::new(),
         output: Output::Levels(
             TensorId(0),
             vec![Tail::Linear {

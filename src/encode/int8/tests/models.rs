@@ -13,11 +13,11 @@ use crate::encode::int8::{Int8Model, graph::GraphError, program};
 use crate::frame::{Frame, PixelFormat};
 use crate::preprocess::Preprocessor;
 
-const SIZE: usize = 16;
+pub const SIZE: usize = 16;
 /// Name, model, and what ONNX Runtime makes of the image.
-type Form = (&'static str, &'static [u8], &'static [u8]);
+pub type Form = (&'static str, &'static [u8], &'static [u8]);
 
-const FORMS: [Form; 3] = [
+pub const FORMS: [Form; 3] = [
     (
         "qdq-u8",
         include_bytes!("../../../../tests/data/int8/qdq-u8.onnx"),

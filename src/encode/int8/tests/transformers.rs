@@ -166,10 +166,12 @@ fn copies_go_where_they_are_told() {
             axes: &turned,
         };
         kernels.float(FloatWork::Copy {
+            rows: 0..from.count(),
             from,
             to: &mut to,
             start: 1,
             places: &places,
+            before: 0,
         });
         assert_eq!(
             to,

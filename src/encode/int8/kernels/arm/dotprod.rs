@@ -8,7 +8,7 @@ use super::neon;
 use super::store::{LANES, store, store_panel};
 use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
 use crate::encode::int8::kernels::tiles::{Tile, for_each_tile};
-use crate::encode::int8::kernels::{Dense, Depthwise, Kernels, Matrix, Taps};
+use crate::encode::int8::kernels::{Dense, Depthwise, FloatWork, Kernels, Matrix, Taps};
 use crate::encode::int8::plan::Conv;
 
 /// Proof that the processor has dot products: only [`Dotprod::detect`] makes one.
@@ -82,6 +82,10 @@ impl Kernels for Dotprod {
         // SAFETY: `self` proves the features, `check` measures.
         unsafe { depthwise(call, to) }
     }
+
+    fn float(&self, work: FloatWork<'_>) {
+        super::float(work);
+    }
 }
 
 /// # Safety
@@ -125,8 +129,14 @@ unsafe fn compute<const V: usize>(tile: Tile<'_>) {
                     *levels = vreinterpretq_s8_u8(veorq_u8(unsigned, sign));
                 }
                 for (v, sums) in sums.iter_mut().enumerate() {
-                    let weights = [0, V, 2 * V, 3 * V].map(|at| weights.add(16 * (at + v)));
-                    dot_four(sums, weights.map(|at| vld1q_s8(at)), &levels);
+                    let first = weights.add(16 * v);
+                    let weights = [
+                        vld1q_s8(first),
+                        vld1q_s8(first.add(16 * V)),
+                        vld1q_s8(first.add(32 * V)),
+                        vld1q_s8(first.add(48 * V)),
+                    ];
+                    dot_four(sums, weights, &levels);
                 }
                 weights = weights.add(64 * V);
                 from = from.add(16);
@@ -322,7 +332,11 @@ fn lane<'a>(depthwise: &'a Depthwise<'a>, first: usize) -> Lane<'a> {
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn row<const N: usize, const STRIDE: usize>(lane: &Lane<'_>, y: usize, to: &mut [u8]) {
     let depthwise = lane.depthwise;
-    let rows = [0, 1, 2].map(|ky| depthwise.row(y, ky));
+    let rows = [
+        depthwise.row(y, 0),
+        depthwise.row(y, 1),
+        depthwise.row(y, 2),
+    ];
     let stride = depthwise.window.stride[1];
     for tile in 0..depthwise.columns.div_ceil(N) {
         let first = (tile * N).min(depthwise.columns - N);
@@ -373,24 +387,33 @@ fn interleaved(lane: &Lane<'_>, rows: &[&[u8]; 3], x: usize) -> [int8x16_t; 4] {
     if x >= shape.width {
         return [vdupq_n_s8((lane.depthwise.outside[0] ^ SIGN).cast_signed()); 4];
     }
-    let sign = vdupq_n_u8(SIGN);
-    let at = x * shape.channels + lane.channels.start;
-    let [a, b, c] = rows.map(|row| veorq_u8(sixteen(row, at, lane.channels.len()), sign));
-    let upper = [vzip1q_u8(a, b), vzip2q_u8(a, b)].map(|rows| vreinterpretq_u16_u8(rows));
-    let lower = [vzip1q_u8(c, c), vzip2q_u8(c, c)].map(|rows| vreinterpretq_u16_u8(rows));
+    let (at, count) = (
+        x * shape.channels + lane.channels.start,
+        lane.channels.len(),
+    );
+    let a = shifted(rows[0], at, count);
+    let b = shifted(rows[1], at, count);
+    let c = shifted(rows[2], at, count);
+    let upper = (
+        vreinterpretq_u16_u8(vzip1q_u8(a, b)),
+        vreinterpretq_u16_u8(vzip2q_u8(a, b)),
+    );
+    let lower = (
+        vreinterpretq_u16_u8(vzip1q_u8(c, c)),
+        vreinterpretq_u16_u8(vzip2q_u8(c, c)),
+    );
     [
-        vzip1q_u16(upper[0], lower[0]),
-        vzip2q_u16(upper[0], lower[0]),
-        vzip1q_u16(upper[1], lower[1]),
-        vzip2q_u16(upper[1], lower[1]),
+        vreinterpretq_s8_u16(vzip1q_u16(upper.0, lower.0)),
+        vreinterpretq_s8_u16(vzip2q_u16(upper.0, lower.0)),
+        vreinterpretq_s8_u16(vzip1q_u16(upper.1, lower.1)),
+        vreinterpretq_s8_u16(vzip2q_u16(upper.1, lower.1)),
     ]
-    .map(|levels| vreinterpretq_s8_u16(levels))
 }
 
-/// `count` levels from `at` on, at most 16; the rest zeros.
+/// `count` levels from `at` on, at most 16, less 128; the rest are of no matter.
 #[inline]
 #[target_feature(enable = "neon")]
-fn sixteen(row: &[u8], at: usize, count: usize) -> uint8x16_t {
+fn shifted(row: &[u8], at: usize, count: usize) -> uint8x16_t {
     let mut few = [0; BLOCK];
     let from = match count {
         BLOCK => &row[at..at + BLOCK],
@@ -400,5 +423,5 @@ fn sixteen(row: &[u8], at: usize, count: usize) -> uint8x16_t {
         }
     };
     // SAFETY: sixteen bytes in either case.
-    unsafe { vld1q_u8(from.as_ptr()) }
+    veorq_u8(unsafe { vld1q_u8(from.as_ptr()) }, vdupq_n_u8(SIGN))
 }

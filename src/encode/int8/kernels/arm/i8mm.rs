@@ -9,7 +9,7 @@ use super::dotprod;
 use super::store::{LANES, store_panel};
 use crate::encode::int8::kernels::pack::{Layout, as_they_are};
 use crate::encode::int8::kernels::tiles::{Tile, for_each_tile};
-use crate::encode::int8::kernels::{Dense, Depthwise, Kernels, Matrix, Taps};
+use crate::encode::int8::kernels::{Dense, Depthwise, FloatWork, Kernels, Matrix, Taps};
 use crate::encode::int8::plan::Conv;
 
 /// Proof that the processor has matrix products of bytes, and dot products:
@@ -67,6 +67,10 @@ impl Kernels for I8mm {
         depthwise.check(to);
         // SAFETY: `self` proves the features, `check` measures.
         unsafe { dotprod::depthwise(depthwise, to) }
+    }
+
+    fn float(&self, work: FloatWork<'_>) {
+        super::float(work);
     }
 }
 
@@ -188,9 +192,12 @@ fn product(mut sums: int32x4_t, levels: uint8x16_t, weights: int8x16_t) -> int32
 #[inline]
 #[target_feature(enable = "neon")]
 fn rows<const V: usize, const W: usize>(sums: &[int32x4_t; W]) -> [[int32x4_t; V]; 2] {
-    let half = |v: usize, half: usize| vreinterpretq_s64_s32(sums[2 * v + half]);
-    [
-        std::array::from_fn(|v| vreinterpretq_s32_s64(vzip1q_s64(half(v, 0), half(v, 1)))),
-        std::array::from_fn(|v| vreinterpretq_s32_s64(vzip2q_s64(half(v, 0), half(v, 1)))),
-    ]
+    let mut pixels = [[vdupq_n_s32(0); V]; 2];
+    for v in 0..V {
+        let first = vreinterpretq_s64_s32(sums[2 * v]);
+        let second = vreinterpretq_s64_s32(sums[2 * v + 1]);
+        pixels[0][v] = vreinterpretq_s32_s64(vzip1q_s64(first, second));
+        pixels[1][v] = vreinterpretq_s32_s64(vzip2q_s64(first, second));
+    }
+    pixels
 }

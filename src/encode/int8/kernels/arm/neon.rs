@@ -9,7 +9,7 @@ use std::arch::aarch64::*;
 use super::store::{LANES, store, store_panel};
 use crate::encode::int8::kernels::pack::{Layout, TapLayout};
 use crate::encode::int8::kernels::tiles::{Tile, for_each_tile};
-use crate::encode::int8::kernels::{Dense, Depthwise, Kernels, Matrix, Taps};
+use crate::encode::int8::kernels::{Dense, Depthwise, FloatWork, Kernels, Matrix, Taps};
 use crate::encode::int8::plan::Conv;
 
 /// Proof that the processor has NEON: only [`Neon::detect`] makes one.
@@ -90,6 +90,10 @@ impl Kernels for Neon {
         call.check(to);
         // SAFETY: `self` proves the features, `check` measures.
         unsafe { depthwise(call, to) }
+    }
+
+    fn float(&self, work: FloatWork<'_>) {
+        super::float(work);
     }
 }
 
@@ -252,18 +256,25 @@ pub unsafe fn depthwise(depthwise: &Depthwise<'_>, to: &mut [u8]) {
 #[target_feature(enable = "neon")]
 unsafe fn row_of_three<const STRIDE: usize>(lane: &Lane<'_>, y: usize, to: &mut [u8]) {
     let depthwise = lane.depthwise;
-    let rows = [0, 1, 2].map(|ky| depthwise.row(y, ky));
-    let weights: [int16x8_t; 9] = std::array::from_fn(|tap| weights(lane, tap));
+    let rows = [
+        depthwise.row(y, 0),
+        depthwise.row(y, 1),
+        depthwise.row(y, 2),
+    ];
+    let mut taps = [vdupq_n_s16(0); 9];
+    for (index, tap) in taps.iter_mut().enumerate() {
+        *tap = weights(lane, index);
+    }
     let bias = biases(lane);
     for tile in 0..depthwise.columns.div_ceil(COLUMNS) {
         let first = (tile * COLUMNS).min(depthwise.columns - COLUMNS);
         let left = (first * STRIDE).wrapping_sub(depthwise.window.padding[1]);
         let mut sums = [bias; COLUMNS];
-        add_column::<STRIDE, 0>(lane, &rows, &weights, left, &mut sums);
-        add_column::<STRIDE, 1>(lane, &rows, &weights, left, &mut sums);
-        add_column::<STRIDE, 2>(lane, &rows, &weights, left, &mut sums);
-        add_column::<STRIDE, 3>(lane, &rows, &weights, left, &mut sums);
-        add_column::<STRIDE, 4>(lane, &rows, &weights, left, &mut sums);
+        add_column::<STRIDE, 0>(lane, &rows, &taps, left, &mut sums);
+        add_column::<STRIDE, 1>(lane, &rows, &taps, left, &mut sums);
+        add_column::<STRIDE, 2>(lane, &rows, &taps, left, &mut sums);
+        add_column::<STRIDE, 3>(lane, &rows, &taps, left, &mut sums);
+        add_column::<STRIDE, 4>(lane, &rows, &taps, left, &mut sums);
         for (n, sums) in sums.iter().enumerate() {
             // SAFETY: the caller's.
             unsafe { store_channels(lane, sums, first + n, to) };
@@ -285,7 +296,12 @@ fn add_column<const STRIDE: usize, const COLUMN: usize>(
     if COLUMN > (COLUMNS - 1) * STRIDE + 2 {
         return;
     }
-    let [a, b, c] = rows.map(|row| widened(lane, row, left.wrapping_add(COLUMN)));
+    let x = left.wrapping_add(COLUMN);
+    let (a, b, c) = (
+        widened(lane, rows[0], x),
+        widened(lane, rows[1], x),
+        widened(lane, rows[2], x),
+    );
     for (n, sums) in sums.iter_mut().enumerate() {
         let kx = COLUMN.wrapping_sub(n * STRIDE);
         if kx < 3 {
@@ -336,8 +352,9 @@ fn weights(lane: &Lane<'_>, tap: usize) -> int16x8_t {
 #[inline]
 #[target_feature(enable = "neon")]
 fn biases(lane: &Lane<'_>) -> [int32x4_t; 2] {
+    let (first, second) = (&lane.bias[..LANES], &lane.bias[LANES..][..LANES]);
     // SAFETY: each slice has four values.
-    [0, LANES].map(|at| unsafe { vld1q_s32(lane.bias[at..][..LANES].as_ptr()) })
+    unsafe { [vld1q_s32(first.as_ptr()), vld1q_s32(second.as_ptr())] }
 }
 
 /// The lane's channels of one input pixel in 16 bits each; outside the input,

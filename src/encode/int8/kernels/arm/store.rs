@@ -39,19 +39,26 @@ pub unsafe fn store<const V: usize>(
     to: &mut [u8],
 ) {
     for (pair, to) in to.chunks_mut(2 * LANES).enumerate().take(V / 2) {
-        let rounded = [0, 1].map(|half| {
-            let vector = 2 * pair + half;
-            // SAFETY: the caller's.
-            let multiplier = unsafe { vld1q_f32(multiplier.add(LANES * vector)) };
-            vcvtnq_s32_f32(vmulq_f32(vcvtq_f32_s32(sums[vector]), multiplier))
-        });
-        let levels = levels(requant, rounded);
+        // SAFETY: the caller's.
+        let (first, second) = unsafe {
+            let multiplier = multiplier.add(2 * LANES * pair);
+            (vld1q_f32(multiplier), vld1q_f32(multiplier.add(LANES)))
+        };
+        let low = rounded(sums[2 * pair], first);
+        let levels = levels(requant, [low, rounded(sums[2 * pair + 1], second)]);
         match <&mut [u8; 2 * LANES]>::try_from(&mut *to) {
             // SAFETY: eight bytes.
             Ok(to) => unsafe { vst1_u8(to.as_mut_ptr(), levels) },
             Err(_) => store_some(levels, to),
         }
     }
+}
+
+/// `round(multiplier · sum)`, halves to even.
+#[inline]
+#[target_feature(enable = "neon")]
+fn rounded(sums: int32x4_t, multiplier: float32x4_t) -> int32x4_t {
+    vcvtnq_s32_f32(vmulq_f32(vcvtq_f32_s32(sums), multiplier))
 }
 
 /// The real values of up to `4·V` sums.
@@ -85,8 +92,9 @@ unsafe fn store_reals<const V: usize>(
 fn levels(requant: Requant, [low, high]: [int32x4_t; 2]) -> uint8x8_t {
     let values = vcombine_s16(vqmovn_s32(low), vqmovn_s32(high));
     let levels = vqaddq_s16(values, vdupq_n_s16(requant.zero_point.into()));
-    let [low, high] = requant.range.map(|level| vdupq_n_s16(level.into()));
-    vqmovun_s16(vminq_s16(vmaxq_s16(levels, low), high))
+    let [low, high] = requant.range;
+    let levels = vmaxq_s16(levels, vdupq_n_s16(low.into()));
+    vqmovun_s16(vminq_s16(levels, vdupq_n_s16(high.into())))
 }
 
 /// The first levels, fewer than eight.

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::super::super::plan::{LANES, Packed};
-use super::exponentials;
+use super::{Vector, exponentials};
 
 /// Rows of a tile.
 const ROWS: usize = 6;
@@ -55,7 +55,7 @@ pub struct Attention<'a> {
 
 impl Product<'_> {
     #[inline(always)]
-    pub(super) fn run(self) {
+    pub(super) fn run<L: Vector, const V: usize>(self) {
         let (packed, each) = (self.packed, self.packed.depth * self.packed.step());
         let factors = [self.factor; ROWS];
         let results = self.to.chunks_exact_mut(self.rows * packed.columns);
@@ -71,7 +71,7 @@ impl Product<'_> {
                     packed,
                 };
                 let to = &mut to[first * packed.columns..];
-                block.run(&factors, to, packed.columns);
+                block.run::<L, V>(&factors, to, packed.columns);
             }
         }
     }
@@ -79,7 +79,7 @@ impl Product<'_> {
 
 impl Attention<'_> {
     #[inline(always)]
-    pub(super) fn run(self) {
+    pub(super) fn run<L: Vector, const V: usize>(self) {
         let (keys, mixed) = (self.key_shape, self.value_shape);
         let mut room = [0.0; ROWS * MAX_KEYS];
         let scores = &mut room[..ROWS * keys.step()];
@@ -94,12 +94,17 @@ impl Attention<'_> {
                     from: &self.queries[at..],
                     step: self.steps[0],
                     matrix: part(self.keys, keys, head),
-                    packed: keys,
+                    packed: Packed {
+                        columns: keys.step(),
+                        ..keys
+                    },
                 };
-                block.run(&[1.0; ROWS], scores, keys.step());
+                block.run::<L, V>(&[1.0; ROWS], scores, keys.step());
                 let mut factors = [0.0; ROWS];
                 for (row, factor) in scores.chunks_exact_mut(keys.step()).zip(&mut factors) {
-                    *factor = 1.0 / exponentials(&mut row[..keys.columns], self.factor);
+                    // What fills the row up has no share.
+                    row[keys.columns..].fill(f32::MIN);
+                    *factor = 1.0 / exponentials(row, self.factor);
                 }
                 let block = Block {
                     rows,
@@ -108,7 +113,7 @@ impl Attention<'_> {
                     matrix: part(self.values, mixed, head),
                     packed: mixed,
                 };
-                block.run(&factors, &mut to[head * mixed.columns..], row_len);
+                block.run::<L, V>(&factors, &mut to[head * mixed.columns..], row_len);
             }
         }
     }
@@ -137,28 +142,37 @@ struct Block<'a> {
 impl Block<'_> {
     /// Row `r` of the result, times `factors[r]`, goes to `to[r · step..]`.
     #[inline(always)]
-    fn run(self, factors: &[f32; ROWS], to: &mut [f32], step: usize) {
+    fn run<L: Vector, const V: usize>(self, factors: &[f32; ROWS], to: &mut [f32], step: usize) {
         match self.rows {
-            1 => self.strips::<1>(factors, to, step),
-            2 => self.strips::<2>(factors, to, step),
-            3 => self.strips::<3>(factors, to, step),
-            4 => self.strips::<4>(factors, to, step),
-            5 => self.strips::<5>(factors, to, step),
-            _ => self.strips::<ROWS>(factors, to, step),
+            1 => self.strips::<L, 1, V>(factors, to, step),
+            2 => self.strips::<L, 2, V>(factors, to, step),
+            3 => self.strips::<L, 3, V>(factors, to, step),
+            4 => self.strips::<L, 4, V>(factors, to, step),
+            5 => self.strips::<L, 5, V>(factors, to, step),
+            _ => self.strips::<L, ROWS, V>(factors, to, step),
         }
     }
 
     #[inline(always)]
-    fn strips<const R: usize>(self, factors: &[f32; ROWS], to: &mut [f32], step: usize) {
+    fn strips<L: Vector, const R: usize, const V: usize>(
+        self,
+        factors: &[f32; ROWS],
+        to: &mut [f32],
+        step: usize,
+    ) {
         let columns = self.packed.columns;
         let mut column = 0;
+        while column + V * LANES <= columns {
+            self.tile::<L, R, V>(column, factors, &mut to[column..], step);
+            column += V * LANES;
+        }
         while column + LANES <= columns {
-            self.tile::<R>(column, factors, &mut to[column..], step);
+            self.tile::<L, R, 1>(column, factors, &mut to[column..], step);
             column += LANES;
         }
         if column < columns {
             let mut whole = [0.0; ROWS * LANES];
-            self.tile::<R>(column, factors, &mut whole, LANES);
+            self.tile::<L, R, 1>(column, factors, &mut whole, LANES);
             for (row, whole) in whole.chunks_exact(LANES).enumerate().take(R) {
                 let left = columns - column;
                 to[row * step + column..][..left].copy_from_slice(&whole[..left]);
@@ -166,11 +180,11 @@ impl Block<'_> {
         }
     }
 
-    /// `R` rows by a vector of columns from `column` on. Counted loops, as the
+    /// `R` rows by `V` vectors of columns from `column` on. Counted loops, as the
     /// compiler then unrolls them and keeps the sums in registers.
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "see above")]
-    fn tile<const R: usize>(
+    fn tile<L: Vector, const R: usize, const V: usize>(
         self,
         column: usize,
         factors: &[f32; ROWS],
@@ -179,20 +193,25 @@ impl Block<'_> {
     ) {
         let depth = self.packed.depth;
         let rows: [&[f32]; R] = std::array::from_fn(|r| &self.from[r * self.step..][..depth]);
-        let mut sums = [[0.0_f32; LANES]; R];
+        let mut sums = [[L::splat(0.0); V]; R];
         for index in 0..depth {
-            let vector = &self.matrix[index * self.packed.step() + column..][..LANES];
+            let at = index * self.packed.step() + column;
+            let (chunks, _) = self.matrix[at..][..V * LANES].as_chunks();
+            let mut vectors = [L::splat(0.0); V];
+            for v in 0..V {
+                vectors[v] = L::load(&chunks[v]);
+            }
             for r in 0..R {
-                let x = rows[r][index];
-                for lane in 0..LANES {
-                    sums[r][lane] = x.mul_add(vector[lane], sums[r][lane]);
+                let x = L::splat(rows[r][index]);
+                for v in 0..V {
+                    sums[r][v] = x.mul_add(vectors[v], sums[r][v]);
                 }
             }
         }
         for r in 0..R {
-            let to = &mut to[r * step..][..LANES];
-            for lane in 0..LANES {
-                to[lane] = sums[r][lane] * factors[r];
+            let (to, _) = to[r * step..][..V * LANES].as_chunks_mut();
+            for v in 0..V {
+                sums[r][v].times(factors[r]).store(&mut to[v]);
             }
         }
     }

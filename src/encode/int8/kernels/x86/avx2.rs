@@ -5,6 +5,7 @@
 
 use std::arch::x86_64::*;
 
+use super::vectors::Ymms;
 use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
 use crate::encode::int8::kernels::tiles::{Strip, Tile, for_each_tile};
 use crate::encode::int8::kernels::{
@@ -173,7 +174,7 @@ impl Kernels for Avx2 {
     fn float(&self, work: FloatWork<'_>) {
         #[target_feature(enable = "avx2,fma")]
         fn inner(work: FloatWork<'_>) {
-            floats::run(work);
+            floats::run::<Ymms, 1>(work);
         }
         // SAFETY: `self` proves the features.
         unsafe { inner(work) }
@@ -203,9 +204,7 @@ macro_rules! define_tile {
             // SAFETY: a panel has 16 biases, and `16 · $slot_bytes` bytes of
             // weights for each group; levels are those of the windows.
             unsafe {
-                let bias =
-                    [0, LANES].map(|at| _mm256_loadu_si256(bias[at..][..LANES].as_ptr().cast()));
-                sums.fill(bias);
+                sums.fill(two_of(&bias[..BLOCK]));
                 let mut weights = weights.as_ptr();
                 for segment in 0..matrix.segments() {
                     let mut levels = tile.from.as_ptr().add(segment * windows.segment_step);
@@ -219,10 +218,7 @@ macro_rules! define_tile {
                     }
                 }
             }
-            let multiplier = [0, LANES].map(|at| {
-                // SAFETY: a panel has 16 multipliers.
-                unsafe { _mm256_loadu_ps(multiplier[at..][..LANES].as_ptr()) }
-            });
+            let multiplier = two_of_floats(&multiplier[..BLOCK]);
             // Small enough to be unrolled at once: else the sums live in memory.
             let (pixels, width) = (tile.pixels, dense.width());
             let (step, outputs) = (matrix.outputs() * width, panel.outputs * width);
@@ -246,6 +242,31 @@ macro_rules! define_tile {
 define_tile!(compute, PIXELS, "avx2", 8, multiply);
 define_tile!(compute_vnni, PIXELS_VNNI, "avx2,avxvnni", 4, multiply_vnni);
 
+/// Sixteen integers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn two_of(values: &[i32]) -> [__m256i; 2] {
+    let (first, second) = values.split_at(LANES);
+    let (first, second) = (first[..LANES].as_ptr(), second[..LANES].as_ptr());
+    // SAFETY: both slices have 8 integers.
+    unsafe {
+        [
+            _mm256_loadu_si256(first.cast()),
+            _mm256_loadu_si256(second.cast()),
+        ]
+    }
+}
+
+/// Sixteen floats.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn two_of_floats(values: &[f32]) -> [__m256; 2] {
+    let (first, second) = values.split_at(LANES);
+    let (first, second) = (first[..LANES].as_ptr(), second[..LANES].as_ptr());
+    // SAFETY: both slices have 8 floats.
+    unsafe { [_mm256_loadu_ps(first), _mm256_loadu_ps(second)] }
+}
+
 /// Adds a quad of levels times 16 outputs' weights.
 ///
 /// # Safety
@@ -257,8 +278,13 @@ unsafe fn multiply(sums: &mut [__m256i; 2], quad: __m256i, weights: *const u8) {
     let odd = _mm256_srli_epi16::<8>(quad);
     for (v, sum) in sums.iter_mut().enumerate() {
         // SAFETY: the caller's.
-        let [first, second] =
-            [0, 64].map(|at| unsafe { _mm256_load_si256(weights.add(at + 32 * v).cast()) });
+        let (first, second) = unsafe {
+            let weights = weights.add(32 * v);
+            (
+                _mm256_load_si256(weights.cast()),
+                _mm256_load_si256(weights.add(64).cast()),
+            )
+        };
         *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(even, first));
         *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(odd, second));
     }
@@ -282,10 +308,14 @@ unsafe fn multiply_vnni(sums: &mut [__m256i; 2], quad: __m256i, weights: *const 
 #[inline]
 #[target_feature(enable = "avx2")]
 fn store(requant: Requant, sums: &[__m256i; 2], multiplier: [__m256; 2], to: &mut [u8]) {
-    let rounded = [0, 1]
-        .map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtepi32_ps(sums[v]), multiplier[v])));
-    let [low, high] = requant.range.map(|level| _mm256_set1_epi16(level.into()));
-    let levels = _mm256_packs_epi32(rounded[0], rounded[1]);
+    let first = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[0]), multiplier[0]);
+    let second = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[1]), multiplier[1]);
+    let [low, high] = requant.range;
+    let (low, high) = (
+        _mm256_set1_epi16(low.into()),
+        _mm256_set1_epi16(high.into()),
+    );
+    let levels = _mm256_packs_epi32(_mm256_cvtps_epi32(first), _mm256_cvtps_epi32(second));
     let levels = _mm256_adds_epi16(levels, _mm256_set1_epi16(requant.zero_point.into()));
     let levels = _mm256_min_epi16(_mm256_max_epi16(levels, low), high);
     let bytes = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi16(levels, levels));
@@ -332,16 +362,14 @@ struct Lane<'a> {
 fn depthwise_row(depthwise: &Depthwise<'_>, y: usize, to: &mut [u8]) {
     let (channels, taps) = (depthwise.shape.channels, depthwise.taps);
     let block_bytes = (TAPS.block_bytes)(depthwise.window.kernel);
-    let rows = [0, 1, 2].map(|ky| depthwise.row(y, ky));
+    let rows = [
+        depthwise.row(y, 0),
+        depthwise.row(y, 1),
+        depthwise.row(y, 2),
+    ];
     for first in (0..channels).step_by(BLOCK) {
         let (bias, multiplier) = (&taps.bias[first..], &taps.multiplier[first..]);
-        // SAFETY: whole blocks of biases and multipliers are stored.
-        let (bias, multiplier) = unsafe {
-            (
-                [0, LANES].map(|at| _mm256_loadu_si256(bias[at..][..LANES].as_ptr().cast())),
-                [0, LANES].map(|at| _mm256_loadu_ps(multiplier[at..][..LANES].as_ptr())),
-            )
-        };
+        let (bias, multiplier) = (two_of(&bias[..BLOCK]), two_of_floats(&multiplier[..BLOCK]));
         let lane = Lane {
             depthwise,
             first,
@@ -405,8 +433,13 @@ fn sums(lane: &Lane<'_>, y: usize, left: usize) -> [__m256i; 2] {
 fn add_pair(lane: &Lane<'_>, sums: &mut [__m256i; 2], pair: usize, a: __m256i, b: __m256i) {
     let weights = &lane.weights[4 * BLOCK * pair..][..4 * BLOCK];
     // SAFETY: the slice has 64 bytes.
-    let [first, second] =
-        [0, 32].map(|at| unsafe { _mm256_loadu_si256(weights.as_ptr().add(at).cast()) });
+    let (first, second) = unsafe {
+        let weights = weights.as_ptr();
+        (
+            _mm256_loadu_si256(weights.cast()),
+            _mm256_loadu_si256(weights.add(32).cast()),
+        )
+    };
     let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
     sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(low, first));
     sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(high, second));

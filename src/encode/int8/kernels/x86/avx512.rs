@@ -1,8 +1,11 @@
 //! AVX-512 with VNNI: one instruction multiplies and adds 64 pairs of bytes.
 
+mod depthwise;
+
 use std::arch::x86_64::*;
 
-use crate::encode::int8::kernels::pack::{Layout, TapLayout, as_they_are};
+use super::vectors::Zmm;
+use crate::encode::int8::kernels::pack::{Layout, as_they_are};
 use crate::encode::int8::kernels::tiles::{Tile, for_each_tile};
 use crate::encode::int8::kernels::{
     Dense, Depthwise, FloatWork, Kernels, Matrix, Requant, Sum, Taps, elementwise, floats,
@@ -19,8 +22,6 @@ static AVX512: Avx512 = Avx512(());
 const PIXELS: usize = 12;
 /// Outputs of a vector of sums.
 const LANES: usize = 16;
-/// Channels of a vector of levels.
-const BLOCK: usize = 64;
 
 /// Two vectors of sums are packed lane by lane: the first holds outputs 0–3
 /// of every 8, the second outputs 4–7.
@@ -45,23 +46,6 @@ const IN_ORDER: Layout = Layout {
 };
 
 static LAYOUT_OF_REALS: Layout = IN_ORDER;
-
-/// Four rows of a column are interleaved byte by byte within lanes of 16
-/// channels; vector `q` then holds channels `4q` to `4q + 3` of each lane.
-fn interleaved(channel: usize) -> usize {
-    channel % 16 / 4 * LANES + channel / 16 * 4 + channel % 4
-}
-
-static TAPS: TapLayout = TapLayout {
-    block: BLOCK,
-    block_bytes: |[height, width]| height.div_ceil(4) * width * 4 * BLOCK,
-    place: |[_, width], channel, row, column| {
-        ((row / 4 * width + column) * BLOCK + interleaved(channel)) * 4 + row % 4
-    },
-    weight_bytes: 1,
-    shift: 0,
-    slot: interleaved,
-};
 
 impl Avx512 {
     /// The token, where the processor has the instructions.
@@ -103,13 +87,13 @@ impl Kernels for Avx512 {
     }
 
     fn pack_depthwise(&self, conv: &Conv, zero_point: u8) -> Taps {
-        Taps::pack(&TAPS, conv, zero_point)
+        Taps::pack(&depthwise::TAPS, conv, zero_point)
     }
 
-    fn depthwise(&self, depthwise: &Depthwise<'_>, to: &mut [u8]) {
-        depthwise.check(to);
+    fn depthwise(&self, call: &Depthwise<'_>, to: &mut [u8]) {
+        call.check(to);
         // SAFETY: `self` proves the features; `check` as above.
-        unsafe { depthwise_rows(depthwise, to) }
+        unsafe { depthwise::rows(call, to) }
     }
 
     fn quantize(&self, from: &[f32], scale: f32, zero_point: u8, to: &mut [u8]) {
@@ -142,7 +126,7 @@ impl Kernels for Avx512 {
     fn float(&self, work: FloatWork<'_>) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
         fn inner(work: FloatWork<'_>) {
-            floats::run(work);
+            floats::run::<Zmm, 2>(work);
         }
         // SAFETY: `self` proves the features.
         unsafe { inner(work) }
@@ -322,198 +306,8 @@ fn rounded(sums: __m512i, multiplier: __m512) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn saturated(values: __m512i, requant: Requant) -> __m512i {
-    let [low, high] = requant.range.map(|level| _mm512_set1_epi16(level.into()));
+    let [low, high] = requant.range;
     let levels = _mm512_adds_epi16(values, _mm512_set1_epi16(requant.zero_point.into()));
-    _mm512_min_epi16(_mm512_max_epi16(levels, low), high)
-}
-
-/// # Safety
-/// `depthwise.check(to)` has passed.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn depthwise_rows(depthwise: &Depthwise<'_>, to: &mut [u8]) {
-    let channels = depthwise.shape.channels;
-    let block_bytes = (TAPS.block_bytes)(depthwise.window.kernel);
-    let rows = to.chunks_exact_mut(depthwise.columns * channels);
-    for (y, to) in depthwise.rows.clone().zip(rows) {
-        for block in 0..channels.div_ceil(BLOCK) {
-            let lane = Lane {
-                first: block * BLOCK,
-                mask: u64::MAX >> (BLOCK - (channels - block * BLOCK).min(BLOCK)),
-                weights: &depthwise.taps.weights.as_slice()[block * block_bytes..][..block_bytes],
-                bias: &depthwise.taps.bias[block * BLOCK..][..BLOCK],
-                multiplier: &depthwise.taps.multiplier[block * BLOCK..][..BLOCK],
-            };
-            // SAFETY: the caller's; the block lies within the channels.
-            unsafe {
-                match (depthwise.window.kernel, depthwise.window.stride[1]) {
-                    ([3, 3], 1) => row_of_three::<1>(depthwise, &lane, y, to),
-                    ([3, 3], 2) => row_of_three::<2>(depthwise, &lane, y, to),
-                    _ => row(depthwise, &lane, y, to),
-                }
-            }
-        }
-    }
-}
-
-/// 64 channels of a depthwise convolution.
-struct Lane<'a> {
-    first: usize,
-    /// A bit for each channel that exists.
-    mask: u64,
-    weights: &'a [u8],
-    bias: &'a [i32],
-    multiplier: &'a [f32],
-}
-
-/// One output row with a kernel of 3 by 3. A column of the input is
-/// interleaved once and multiplied for up to three outputs; the weights stay
-/// in registers.
-///
-/// # Safety
-/// `check` has passed for `depthwise`, and `to` is one output row.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn row_of_three<const STRIDE: usize>(
-    depthwise: &Depthwise<'_>,
-    lane: &Lane<'_>,
-    y: usize,
-    to: &mut [u8],
-) {
-    let rows = [0, 1, 2].map(|ky| depthwise.row(y, ky));
-    let vector = |index: usize| {
-        // SAFETY: the block has 12 vectors of weights.
-        unsafe { _mm512_load_si512(lane.weights.as_ptr().add(index * 64).cast()) }
-    };
-    let weights = [0, 1, 2].map(|kx| [0, 1, 2, 3].map(|q| vector(4 * kx + q)));
-    let left = depthwise.window.padding[1];
-    // SAFETY: `column` checks its position; the output pixel lies in the row.
-    unsafe {
-        let column = |x: usize| column(depthwise, lane, &rows, x.wrapping_sub(left));
-        let mut columns = [column(0), column(1), [_mm512_setzero_si512(); 4]];
-        for x in 0..depthwise.columns {
-            if x > 0 {
-                columns = match STRIDE {
-                    1 => [columns[1], columns[2], columns[0]],
-                    _ => [columns[2], column(STRIDE * x + 1), columns[0]],
-                };
-            }
-            columns[2] = column(STRIDE * x + 2);
-            let mut sums = biases(lane);
-            for (column, weights) in columns.iter().zip(&weights) {
-                for q in 0..4 {
-                    sums[q] = _mm512_dpbusd_epi32(sums[q], column[q], weights[q]);
-                }
-            }
-            let at = x * depthwise.shape.channels + lane.first;
-            store_channels(depthwise.requant, lane, sums, to.as_mut_ptr().add(at));
-        }
-    }
-}
-
-/// One output row with any kernel.
-///
-/// # Safety
-/// As [`row_of_three`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn row(depthwise: &Depthwise<'_>, lane: &Lane<'_>, y: usize, to: &mut [u8]) {
-    let [height, width] = depthwise.window.kernel;
-    for x in 0..depthwise.columns {
-        let mut sums = biases(lane);
-        let mut weights = lane.weights.as_ptr();
-        for top in (0..height).step_by(4) {
-            // Rows beyond the kernel have weights of zero.
-            let rows = [0, 1, 2, 3].map(|ky| depthwise.row(y, (top + ky).min(height - 1)));
-            for kx in 0..width {
-                let at =
-                    (x * depthwise.window.stride[1] + kx).wrapping_sub(depthwise.window.padding[1]);
-                // SAFETY: `column` checks its position; four vectors of
-                // weights belong to each column of four rows.
-                unsafe {
-                    let column = column(depthwise, lane, &rows, at);
-                    for q in 0..4 {
-                        let weights = _mm512_load_si512(weights.add(64 * q).cast());
-                        sums[q] = _mm512_dpbusd_epi32(sums[q], column[q], weights);
-                    }
-                    weights = weights.add(256);
-                }
-            }
-        }
-        let at = x * depthwise.shape.channels + lane.first;
-        // SAFETY: the output pixel lies in the row.
-        unsafe { store_channels(depthwise.requant, lane, sums, to.as_mut_ptr().add(at)) };
-    }
-}
-
-/// One column of up to four rows, interleaved: vector `q` holds the rows of
-/// channels `4q` to `4q + 3` of each lane. Outside the input, the zero point.
-///
-/// # Safety
-/// `rows` are whole input rows.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn column<const R: usize>(
-    depthwise: &Depthwise<'_>,
-    lane: &Lane<'_>,
-    rows: &[&[u8]; R],
-    x: usize,
-) -> [__m512i; 4] {
-    if x >= depthwise.shape.width {
-        return [_mm512_set1_epi8(depthwise.outside[0].cast_signed()); 4];
-    }
-    let at = x * depthwise.shape.channels + lane.first;
-    // SAFETY: the mask keeps the read within the pixel.
-    let load = |row: usize| unsafe {
-        let levels = rows[row].as_ptr().add(at).cast::<i8>();
-        match lane.mask {
-            u64::MAX => _mm512_loadu_si512(levels.cast()),
-            mask => _mm512_maskz_loadu_epi8(mask, levels),
-        }
-    };
-    let rows = [load(0), load(1), load(2), load(R - 1)];
-    let upper = [
-        _mm512_unpacklo_epi8(rows[0], rows[1]),
-        _mm512_unpackhi_epi8(rows[0], rows[1]),
-    ];
-    let lower = [
-        _mm512_unpacklo_epi8(rows[2], rows[3]),
-        _mm512_unpackhi_epi8(rows[2], rows[3]),
-    ];
-    [
-        _mm512_unpacklo_epi16(upper[0], lower[0]),
-        _mm512_unpackhi_epi16(upper[0], lower[0]),
-        _mm512_unpacklo_epi16(upper[1], lower[1]),
-        _mm512_unpackhi_epi16(upper[1], lower[1]),
-    ]
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn biases(lane: &Lane<'_>) -> [__m512i; 4] {
-    // SAFETY: a block has 64 biases.
-    [0, 1, 2, 3]
-        .map(|q| unsafe { _mm512_loadu_si512(lane.bias[LANES * q..][..LANES].as_ptr().cast()) })
-}
-
-/// The levels of one pixel's 64 channels: packing twice puts them in order.
-///
-/// # Safety
-/// The channels that exist may be written from `to` on.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn store_channels(requant: Requant, lane: &Lane<'_>, sums: [__m512i; 4], to: *mut u8) {
-    // SAFETY: a block has 64 multipliers; the mask keeps the write within the pixel.
-    unsafe {
-        let rounded = [0, 1, 2, 3].map(|q| {
-            rounded(
-                sums[q],
-                _mm512_loadu_ps(lane.multiplier[LANES * q..][..LANES].as_ptr()),
-            )
-        });
-        let low = saturated(_mm512_packs_epi32(rounded[0], rounded[1]), requant);
-        let high = saturated(_mm512_packs_epi32(rounded[2], rounded[3]), requant);
-        let levels = _mm512_packus_epi16(low, high);
-        match lane.mask {
-            u64::MAX => _mm512_storeu_si512(to.cast(), levels),
-            mask => _mm512_mask_storeu_epi8(to.cast(), mask, levels),
-        }
-    }
+    let levels = _mm512_max_epi16(levels, _mm512_set1_epi16(low.into()));
+    _mm512_min_epi16(levels, _mm512_set1_epi16(high.into()))
 }
