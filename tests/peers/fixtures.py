@@ -25,6 +25,8 @@ from compare import Images, Network
 
 SIZE = 16
 DIM = 8
+# Nodes of the network that stay in floats in one of its forms.
+IN_FLOATS = ["depthwise", "depthwise.relu", "last"]
 
 
 def float_network(rng):
@@ -118,7 +120,6 @@ def write_transformers(folder, images):
         write_output(folder, name, images[0])
         print(name, sorted({node.op_type for node in onnx.load(folder / f"{name}.onnx").graph.node}))
     source.unlink()
-    write_transformers(folder, images)
 
 
 def main(folder):
@@ -128,16 +129,20 @@ def main(folder):
     onnx.save(float_network(rng), source)
     images = [rng.normal(size=(1, 3, SIZE, SIZE)).astype(np.float32) for _ in range(16)]
     forms = {
-        "qdq-u8": (QuantFormat.QDQ, QuantType.QUInt8, True),
-        "qdq-s8": (QuantFormat.QDQ, QuantType.QInt8, False),
-        "qoperator-u8": (QuantFormat.QOperator, QuantType.QUInt8, False),
+        "qdq-u8": (QuantFormat.QDQ, QuantType.QUInt8, True, []),
+        "qdq-s8": (QuantFormat.QDQ, QuantType.QInt8, False, []),
+        "qdq-mixed": (QuantFormat.QDQ, QuantType.QUInt8, True, IN_FLOATS),
+        "qoperator-u8": (QuantFormat.QOperator, QuantType.QUInt8, False, []),
     }
     images[0].tofile(folder / "image.f32")
-    for name, (form, activations, per_channel) in forms.items():
+    for name, (form, activations, per_channel, excluded) in forms.items():
         path = folder / f"{name}.onnx"
         quantize_static(source, path, Images(images), quant_format=form, per_channel=per_channel,
-                        activation_type=activations, weight_type=QuantType.QInt8)
-        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+                        activation_type=activations, weight_type=QuantType.QInt8, nodes_to_exclude=excluded)
+        options = ort.SessionOptions()
+        # Else ONNX Runtime quantises the weights of float layers between quantised ones.
+        options.add_session_config_entry("session.disable_quant_qdq", "1" if excluded else "0")
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         output = session.run(None, {"image": images[0]})[0]
         output.astype("<f4").tofile(folder / f"{name}.f32")
         print(name, [node.op_type for node in onnx.load(path).graph.node])
@@ -145,6 +150,7 @@ def main(folder):
     onnx.save(chain(), folder / "chain.onnx")
     session = ort.InferenceSession(str(folder / "chain.onnx"), providers=["CPUExecutionProvider"])
     session.run(None, {"image": picture()})[0].astype("<f4").tofile(folder / "chain.f32")
+    write_transformers(folder, images)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,10 @@ COSINE, NEAR, SHARE = 0.999, 0.005, 0.99
 
 
 def by_onnxruntime(bundle, tensors):
-    session = ort.InferenceSession(str(bundle / "encoder.onnx"), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    # Else it quantises the weights of float layers between quantised ones by itself.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = ort.InferenceSession(str(bundle / "encoder.onnx"), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return np.concatenate([session.run(None, {name: tensor[None]})[0] for tensor in tensors])
 

@@ -240,6 +240,8 @@ pub struct Export {
     /// Takes the mean error of each output channel, as the calibration images show it, off the
     /// biases.
     pub bias_correction: bool,
+    /// How much of a transformer's outliers moves into its weights, 0 to 1.
+    pub smoothing: f64,
     /// Share of validation images inside the interval.
     pub coverage: f32,
     /// Pictures of the golden vectors.
@@ -443,6 +445,7 @@ impl Default for Export {
             equalize: false,
             adaptive_rounding: false,
             bias_correction: true,
+            smoothing: 0.0,
             coverage: 0.9,
             golden: GoldenPictures::default(),
             licence: "all rights reserved".into(),

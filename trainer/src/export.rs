@@ -12,6 +12,7 @@ mod measure;
 pub mod page;
 mod quantization;
 mod search;
+mod transformer;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,13 +35,11 @@ use crate::fit::{
 };
 use crate::graph::ConvNet;
 use crate::model::numclip::NumClip;
-use crate::model::vit::Vit;
 use crate::model::{Architecture, ImageEncoder, NotConvolutional};
-use crate::quantize::affine::Affine;
-use crate::quantize::{onnx, towers, vit};
+use crate::quantize::{onnx, towers};
 use crate::report::{Measured, NamedMetrics, points};
 use measure::Encoded;
-use quantization::{Quantization, Source, broken, calibration_images, timed};
+use quantization::{Quantization, Source, broken, timed};
 
 pub use judge::{Latency, Score};
 pub use layers::{Costs, LayerCost};
@@ -242,8 +241,14 @@ impl Export<'_> {
         self.check_fold(&float)?;
         let estimator = self.prepared.estimator(self.config, self.model, None)?;
         let int8 = match (&network.net, self.model.encoder()) {
-            (Some(net), _) => Some(self.int8(net, &float, &estimator)?),
-            (None, ImageEncoder::Vit(vit)) if wants_int8 => Some(self.vit_int8(vit)?),
+            (Some(net), _) => Some(self.int8(&float, &estimator, |source| {
+                source.quantize(net, self.options)
+            })?),
+            (None, ImageEncoder::Vit(vit)) if wants_int8 => {
+                Some(self.int8(&float, &estimator, |source| {
+                    source.quantize_vit(vit, self.options)
+                })?)
+            }
             (None, _) => None,
         };
         let (bytes, chosen) = match (self.options.precision, &int8) {
@@ -320,51 +325,23 @@ impl Export<'_> {
 
     fn int8(
         &self,
-        net: &ConvNet,
         float: &Encoded,
         estimator: &Estimator,
+        quantize: impl FnOnce(&Source<'_>) -> Result<Quantization, ExportError>,
     ) -> Result<Int8, ExportError> {
         let source = Source {
             config: self.config,
             prepared: self.prepared,
             model: self.model,
-            net,
             float,
             estimator,
         };
-        let Quantization { bytes, evidence } = source.quantize(self.options)?;
+        let Quantization { bytes, evidence } = quantize(&source)?;
         (self.options.stage)("measuring int8");
         Ok(Int8 {
             encoded: self.encode(Precision::Int8, &bytes)?,
             bytes,
             evidence,
-        })
-    }
-
-    /// A transformer in int8, by the task file's choice of ranges alone.
-    fn vit_int8(&self, vit: &Vit) -> Result<Int8, ExportError> {
-        (self.options.stage)("calibrating");
-        let images = calibration_images(self.config, self.prepared)?;
-        let (input, range) = (
-            Affine::of_input(&self.config.preprocess),
-            self.config.export.range,
-        );
-        let (tail, size) = (
-            self.model.folded_adapter(),
-            self.config.preprocess.size as usize,
-        );
-        let tower = vit::int8(vit, tail.as_ref(), size, input, &images, range)
-            .map_err(|error| ExportError::Calibrate(format!("{error:#}")))?;
-        (self.options.stage)("measuring int8");
-        Ok(Int8 {
-            encoded: self.encode(Precision::Int8, &tower.bytes)?,
-            bytes: tower.bytes,
-            evidence: Evidence {
-                method: format!("{range}; products with weights"),
-                calibration_images: images.len(),
-                budget: self.options.int8.budget,
-                ..Evidence::default()
-            },
         })
     }
 

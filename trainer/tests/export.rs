@@ -5,10 +5,12 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use numclip::bundle::{Bundle, Precision};
+use numclip::encode::Engine;
 use numclip::pipeline::Pipeline;
 use numclip::verify::{cosine, replay};
 use numclip_trainer::export::{Budget, ExportError, Exported, Options, Wanted, export, page};
 use numclip_trainer::fit::{Run, Weights, prepare, untrained};
+use numclip_trainer::quantize::tflite;
 
 use crate::common::{MODELS, config, copy, gauges, run, task};
 
@@ -149,6 +151,58 @@ fn a_search_tries_every_method_and_tells_what_each_layer_costs() {
     assert!(methods.iter().all(|method| page.contains(method)));
     for outside in ["http://", "https://", "src=", "<script", "NaN"] {
         assert!(!page.contains(outside), "{outside} in the page");
+    }
+}
+
+/// Layers of each kind of network stay in floats where that is asked, or where the budget wants it,
+/// and the engines run the result, TensorFlow Lite's form included.
+#[test]
+fn sensitive_layers_stay_in_floats() {
+    const VIT: &str = "[model]\narchitecture = \"vit-tiny\"\n\
+         [train]\nepochs = 1\nbatch_size = 8\n";
+    for model in [MODELS[0], VIT] {
+        let folder = tempfile::tempdir().unwrap();
+        let (run_folder, out) = (folder.path().join("run"), folder.path().join("bundle"));
+        run(&config(folder.path(), &task(model)), &run_folder, false).unwrap();
+        let asked = Wanted {
+            float_layers: Some(2),
+            ..Wanted::default()
+        };
+        let exported = export_as(&run_folder, &out, Precision::Int8, asked).unwrap();
+        let evidence = &exported.evidence;
+        assert!(evidence.method.ends_with(" in floats"), "{evidence:?}");
+        assert_eq!(evidence.tried.len(), 2);
+        // After a dozen steps the embeddings are small beside their rounding.
+        assert!(evidence.tried[1].score.lowest_cosine > 0.95, "{evidence:?}");
+        let pipeline = Pipeline::new(Bundle::open(&out).unwrap(), None).unwrap();
+        assert_eq!(pipeline.engine(), Engine::Int8);
+        assert!(
+            replay(&pipeline)
+                .unwrap()
+                .iter()
+                .all(|replay| replay.passed)
+        );
+        tflite::add(&out).unwrap();
+        if model == VIT {
+            continue;
+        }
+        // Nothing is that near: every way is tried, then more and more layers stay in floats.
+        let strict = Wanted {
+            search: true,
+            force: true,
+            budget: Budget {
+                mae: Some(-100.0),
+                milliseconds: None,
+            },
+            ..Wanted::default()
+        };
+        let exported = export_as(&run_folder, &out, Precision::Int8, strict).unwrap();
+        let tried = &exported.evidence.tried;
+        let mixed = tried
+            .iter()
+            .filter(|tried| tried.method.ends_with("floats"));
+        assert!(mixed.count() > 4, "{tried:?}");
+        assert_eq!(exported.evidence.broken.len(), 1);
     }
 }
 

@@ -13,6 +13,7 @@ mod linear;
 mod operands;
 mod shapes;
 mod window;
+mod windowed;
 
 use std::collections::HashMap;
 
@@ -273,7 +274,7 @@ impl<'a> Lowering<'a> {
             Value::Real(id) if self.tensors[id.0].affine == affine => id,
             Value::Real(id) => self.emit(node, Pending::of(FloatOp::Same(id)), affine)?,
             Value::Pending(pending) => self.emit(node, pending, affine)?,
-            Value::View(view) => self.requantize(node, view, affine)?,
+            Value::View(view) => self.quantized_view(node, view, affine)?,
             Value::Floats(..) => return Err(node.error("quantises the result of a float layer")),
             Value::Levels(_) | Value::LevelsOf(..) | Value::Sums(_) | Value::Weights(_) => {
                 return Err(node.error("quantises what is quantised"));
@@ -471,7 +472,7 @@ impl<'a> Lowering<'a> {
             return Err(node.error(format!("bounds {low} and {high}")));
         }
         if matches!(self.value(node, 0)?, Value::View(_)) {
-            return self.unary(node, plan::Unary::Clamp([low, high]));
+            return self.clamped(node, [low, high]);
         }
         let mut pending = match self.value(node, 0)? {
             Value::Pending(pending) => pending.clone(),

@@ -262,6 +262,12 @@ impl Config {
             &self.export.range,
         )?;
         require(
+            (0.0..=1.0).contains(&self.export.smoothing),
+            "export.smoothing",
+            "0 to 1",
+            &self.export.smoothing,
+        )?;
+        require(
             self.export.calibration_images > 0,
             "export.calibration_images",
             "1 or more",

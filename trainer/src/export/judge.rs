@@ -30,8 +30,9 @@ pub struct Judge<'a> {
     pub tensors: Vec<Vec<f32>>,
     /// In the task's unit.
     pub labels: Vec<f32>,
+    /// What the float network makes of them.
+    pub values: Vec<f32>,
     embeddings: Vec<Vec<f32>>,
-    values: Vec<f32>,
 }
 
 /// What the judge found, in the task's unit.
@@ -75,16 +76,44 @@ impl<'a> Judge<'a> {
         let indices: Vec<usize> = places.iter().map(|&place| all.indices[place]).collect();
         let pick = |place: &usize| all.embeddings[*place].clone();
         let embeddings: Vec<Vec<f32>> = places.iter().map(pick).collect();
-        Ok((count > 0).then_some(Self {
-            tensors: tensors(config, prepared, &indices)?,
-            labels: places.iter().map(|&place| all.labels[place]).collect(),
-            values: embeddings
-                .iter()
-                .map(|e| estimator.estimate(e).value)
-                .collect(),
-            embeddings,
+        let tensors = tensors(config, prepared, &indices)?;
+        let labels = places.iter().map(|&place| all.labels[place]).collect();
+        Ok((count > 0).then(|| Self::of(estimator, tensors, labels, embeddings)))
+    }
+
+    /// These images with their labels and the float network's embeddings.
+    pub fn of(
+        estimator: &'a Estimator,
+        tensors: Vec<Vec<f32>>,
+        labels: Vec<f32>,
+        embeddings: Vec<Vec<f32>>,
+    ) -> Self {
+        let value = |embedding: &Vec<f32>| estimator.estimate(embedding).value;
+        Self {
+            values: embeddings.iter().map(value).collect(),
             estimator,
-        }))
+            tensors,
+            labels,
+            embeddings,
+        }
+    }
+
+    /// At most `count` of the images, evenly spaced.
+    pub fn some(&self, count: usize) -> Self {
+        let all = self.labels.len();
+        let count = count.min(all);
+        let places: Vec<usize> = (0..count).map(|i| i * all / count).collect();
+        let of = |rows: &[Vec<f32>]| places.iter().map(|&place| rows[place].clone()).collect();
+        let labels = places.iter().map(|&place| self.labels[place]).collect();
+        let (tensors, embeddings) = (of(&self.tensors), of(&self.embeddings));
+        Self::of(self.estimator, tensors, labels, embeddings)
+    }
+
+    /// What a network makes of the images.
+    pub fn values_of(&self, model: &dyn Model) -> Result<Vec<f32>, ExportError> {
+        let embeddings = embed(model, &self.tensors)?;
+        let value = |embedding: &Vec<f32>| self.estimator.estimate(embedding).value;
+        Ok(embeddings.iter().map(value).collect())
     }
 
     /// Runs a network over the images.

@@ -4,6 +4,7 @@
 //! float network, and beside that all layers together.
 
 use burn::tensor::{Device, Tensor};
+use numclip::bundle::Precision;
 use numclip::estimate::Estimator;
 use serde::Serialize;
 
@@ -13,8 +14,8 @@ use crate::quantize::affine::{Affine, QuantizedConv};
 use crate::quantize::quantized::Quantized;
 use crate::quantize::simulate::{Layer, Network, Values, batch, rounded};
 
-/// Images that layers are measured on, at most, evenly spaced.
-const IMAGES: usize = 128;
+/// Images that layers are measured on for a report, at most, evenly spaced.
+pub const IMAGES: usize = 128;
 /// Images that pass through together: all their activations are in memory.
 const BATCH: usize = 8;
 
@@ -31,8 +32,11 @@ pub struct LayerCost {
     pub macs: u64,
     /// Weights and biases in int8, bytes.
     pub bytes: usize,
-    /// Lowest and highest value that its output's levels cover.
-    pub range: [f32; 2],
+    /// Lowest and highest value that its output's levels cover; none where it stays in floats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub range: Option<[f32; 2]>,
+    /// Arithmetic.
+    pub precision: Precision,
     /// Share of its values beyond them.
     pub saturated: f64,
     /// Signal to quantisation noise of its output when it alone is quantised, dB; none where there
@@ -60,45 +64,42 @@ pub struct Costs {
 }
 
 /// Measures every layer of `quantized`, and of `alone`, the same network with biases that are right
-/// for each layer behind exact ones; errors of at most `threshold` count as right.
+/// for each layer behind exact ones, on at most `images` images; errors of at most `threshold`
+/// count as right.
 pub fn layer_costs(
-    quantized: &Quantized,
-    alone: &Quantized,
+    [quantized, alone]: [&Quantized; 2],
     judge: &Judge<'_>,
+    images: usize,
     threshold: f32,
 ) -> Costs {
-    let count = judge.tensors.len().min(IMAGES);
-    let places: Vec<usize> = (0..count)
-        .map(|i| i * judge.tensors.len() / count)
-        .collect();
+    let judge = judge.some(images);
     let mut sums = vec![Sums::default(); quantized.net.nodes.len() + 1];
     let mut values = vec![Vec::new(); quantized.net.nodes.len() + 2];
-    for places in places.chunks(BATCH) {
-        let images: Vec<Vec<f32>> = places.iter().map(|&i| judge.tensors[i].clone()).collect();
+    for images in judge.tensors.chunks(BATCH) {
         measure_batch(
             quantized,
             alone,
-            &images,
+            images,
             judge.estimator,
             (&mut sums, &mut values),
         );
     }
-    let labels: Vec<f32> = places.iter().map(|&i| judge.labels[i]).collect();
+    let labels = &judge.labels;
     let float = values.pop().unwrap_or_default();
     let describe = |((index, sums), values): ((usize, &Sums), &Vec<f32>)| {
-        let right = |values: &[f32]| share_within(values, &labels, threshold);
+        let right = |values: &[f32]| share_within(values, labels, threshold);
         LayerCost {
             saturated: sums.outside / sums.count.max(1.0),
             sqnr_alone: decibels(sums.signal, sums.noise_alone),
             sqnr_whole: decibels(sums.signal, sums.noise_whole),
-            mae_increase: mean_distance(values, &labels) - mean_distance(&float, &labels),
+            mae_increase: mean_distance(values, labels) - mean_distance(&float, labels),
             drift: mean_distance(values, &float),
             score_increase: right(values) - right(&float),
             ..facts(quantized, index)
         }
     };
     Costs {
-        images: count,
+        images: labels.len(),
         threshold,
         layers: sums.iter().enumerate().zip(&values).map(describe).collect(),
     }
@@ -148,25 +149,25 @@ fn measure_batch(
 impl Sums {
     /// Adds a layer's output: exact, with it alone quantised, with all quantised.
     fn add(&mut self, quantized: &Quantized, index: usize, [exact, alone, whole]: [Tensor<4>; 3]) {
-        let affine = output(quantized, index);
-        let [low, high] = [0, 255].map(|level| affine.dequantize(level));
-        // Half a level beyond the ends still rounds to them.
-        let margin = affine.scale / 2.0;
         let total = |x: Tensor<4>| f64::from(x.sum().into_scalar::<f32>());
-        let beyond = exact.clone() - exact.clone().clamp(low - margin, high + margin);
-        let ones = beyond.abs().greater_elem(0.0).float();
         self.count += exact.shape().num_elements() as f64;
-        self.outside += total(ones);
+        if let Some(affine) = output(quantized, index) {
+            let [low, high] = [0, 255].map(|level| affine.dequantize(level));
+            // Half a level beyond the ends still rounds to them.
+            let margin = affine.scale / 2.0;
+            let beyond = exact.clone() - exact.clone().clamp(low - margin, high + margin);
+            self.outside += total(beyond.abs().greater_elem(0.0).float());
+        }
         self.signal += total(exact.clone().square());
         self.noise_alone += total((alone - exact.clone()).square());
         self.noise_whole += total((whole - exact).square());
     }
 }
 
-fn output(quantized: &Quantized, index: usize) -> Affine {
+fn output(quantized: &Quantized, index: usize) -> Option<Affine> {
     match index {
-        0 => quantized.input,
-        _ => quantized.outputs[index - 1],
+        0 => Some(quantized.input),
+        _ => quantized.rounding(index - 1),
     }
 }
 
@@ -178,7 +179,8 @@ fn estimates(estimator: &Estimator, embeddings: Tensor<2>) -> Vec<f32> {
         .collect()
 }
 
-fn share_within(values: &[f32], labels: &[f32], threshold: f32) -> f64 {
+/// Share of values at most `threshold` from their labels.
+pub fn share_within(values: &[f32], labels: &[f32], threshold: f32) -> f64 {
     let pairs = values.iter().zip(labels);
     let right = pairs.filter(|(value, label)| (*value - *label).abs() <= threshold);
     right.count() as f64 / values.len().max(1) as f64
@@ -198,7 +200,8 @@ fn facts(quantized: &Quantized, index: usize) -> LayerCost {
         output: quantized.net.input,
         macs: 0,
         bytes: 0,
-        range: [0, 255].map(|level| affine.dequantize(level)),
+        range: affine.map(|affine| [0, 255].map(|level| affine.dequantize(level))),
+        precision: Precision::Int8,
         saturated: 0.0,
         sqnr_alone: None,
         sqnr_whole: None,
@@ -219,9 +222,15 @@ fn facts(quantized: &Quantized, index: usize) -> LayerCost {
         Op::Add => "sum".into(),
         Op::GlobalAveragePool => "mean over the picture".into(),
     };
-    if let (Op::Conv(conv), Some(integers)) = (&node.op, &quantized.convs[index - 1]) {
+    if let Op::Conv(conv) = &node.op {
         facts.macs = (facts.output.iter().product::<usize>() * conv.fan_in()) as u64;
-        facts.bytes = size(integers);
+        (facts.precision, facts.bytes) = match &quantized.convs[index - 1] {
+            Some(integers) => (Precision::Int8, size(integers)),
+            None => {
+                let values = conv.weight.len() + conv.bias.len();
+                (Precision::F32, values * size_of::<f32>())
+            }
+        };
     }
     facts
 }
@@ -241,4 +250,97 @@ fn kind(conv: &Conv) -> String {
 
 fn size(conv: &QuantizedConv) -> usize {
     conv.weight.len() + 4 * (conv.bias.len() + conv.scales.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use numclip::bins::{Bin, Bins};
+    use numclip::estimate::Regressor;
+
+    use super::*;
+    use crate::quantize::range::RangeMethod;
+    use crate::quantize::recipe::{Calibrated, Recipe};
+    use crate::quantize::tests::{images, network, plan};
+
+    /// Two bins that lie at the ends of the direction in which two embeddings differ.
+    fn estimator(one: &[f32], other: &[f32]) -> Estimator {
+        let apart: Vec<f32> = one.iter().zip(other).map(|(a, b)| a - b).collect();
+        let norm = apart.iter().map(|v| v * v).sum::<f32>().sqrt();
+        let along: Vec<f32> = apart.iter().map(|v| v / norm).collect();
+        let against = along.iter().map(|v| -v);
+        let embeddings = along.iter().copied().chain(against).collect();
+        let bin = |label: &str, start, end| Bin {
+            label: label.into(),
+            start,
+            end,
+        };
+        let bins = vec![bin("low", 0.0, 50.0), bin("high", 50.0, 100.0)];
+        let bins = Bins::new(bins, embeddings).unwrap();
+        let values = vec![0.0, 100.0];
+        Estimator::new(
+            bins,
+            Regressor::Expectation { values },
+            10.0,
+            [0.0, 100.0],
+            None,
+        )
+        .unwrap()
+    }
+
+    /// Labels are what the float network says, so that all of its estimates are right.
+    #[test]
+    fn a_layer_that_is_quantised_badly_shows_in_every_column_and_the_others_do_not() {
+        const BAD: usize = 1;
+        let (net, images) = (network(), images(24));
+        let input = Affine::of_input(&plan());
+        let embeddings: Vec<Vec<f32>> = images.iter().map(|image| net.forward(image)).collect();
+        let estimator = estimator(&embeddings[0], &embeddings[1]);
+        let label = |embedding: &Vec<f32>| estimator.estimate(embedding).value;
+        let labels: Vec<f32> = embeddings.iter().map(label).collect();
+        let judge = Judge::of(&estimator, images.clone(), labels, embeddings);
+        let mut calibrated = Calibrated::new(net, input, &images).unwrap();
+        let recipe = Recipe {
+            range: RangeMethod::MinMax,
+            equalize: false,
+            adaptive_rounding: false,
+            bias_correction: true,
+        };
+        let costs = |quantized: &Quantized, calibrated: &Calibrated<'_>, threshold: f32| {
+            let alone = calibrated.alone(quantized);
+            layer_costs([quantized, &alone], &judge, 20, threshold)
+        };
+        let good = calibrated.quantize(&recipe, &[]).unwrap();
+        let layers = costs(&good, &calibrated, 1.0).layers;
+        let most = layers.iter().map(|layer| layer.drift).fold(0.0, f64::max);
+        // Of the estimates of well quantised layers nearly all are within this.
+        let threshold = 5.0 * most;
+        let good_costs = costs(&good, &calibrated, threshold as f32);
+        assert_eq!((good_costs.images, good_costs.layers.len()), (20, 7));
+        assert!(
+            good_costs
+                .layers
+                .iter()
+                .all(|layer| layer.score_increase > -0.2)
+        );
+        let mut bad = good.clone();
+        // Every output rounds to zero.
+        bad.outputs[BAD].scale *= 1000.0;
+        let bad_costs = costs(&bad, &calibrated, threshold as f32);
+        for (index, (before, after)) in good_costs.layers.iter().zip(&bad_costs.layers).enumerate()
+        {
+            if index == BAD + 1 {
+                assert!(after.score_increase < -0.3, "{after:?}");
+                assert!(after.mae_increase > threshold, "{after:?}");
+                assert!(after.drift > threshold, "{after:?}");
+                assert!(after.sqnr_alone.unwrap() < before.sqnr_alone.unwrap() - 20.0);
+            } else {
+                assert!((after.score_increase - before.score_increase).abs() < 0.2);
+                assert!(after.drift < threshold, "{index}: {after:?}");
+            }
+        }
+        let floats = calibrated.quantize(&recipe, &[BAD]).unwrap();
+        let layer = &costs(&floats, &calibrated, threshold as f32).layers[BAD + 1];
+        assert_eq!(layer.precision, Precision::F32);
+        assert!(layer.bytes > good_costs.layers[BAD + 1].bytes);
+    }
 }

@@ -99,16 +99,20 @@ fn tried(evidence: &Evidence, unit: &str) -> String {
             format!("{:+.4}", score.mae_increase),
             format!("{:.4}", score.drift),
             format!("{:.5}", score.lowest_cosine),
+            tried
+                .milliseconds
+                .map(|ms| format!("{ms:.2}"))
+                .unwrap_or_default(),
         ]
     });
     let rows: Vec<Vec<String>> = rows.collect();
     let (mae, increase) = (with_unit("MAE", unit), with_unit("beside floats", unit));
     let drift = with_unit("value moves by", unit);
-    let columns = ["", &mae, &increase, &drift, "lowest cosine"];
+    let columns = ["", &mae, &increase, &drift, "lowest cosine", "ms"];
     let mut section = table("Ways tried, on validation images", &columns, &rows);
     section += "<p class=\"subtitle\">→ Chosen is what keeps the values closest to the float \
-                network's: on some hundred images the error itself is larger or smaller by chance. \
-                Precision is not mixed layer by layer: the int8 engine runs whole networks.</p>";
+                network's, or what first meets the budget: on some hundred images the error itself \
+                is larger or smaller by chance.</p>";
     section
 }
 
@@ -141,15 +145,19 @@ fn layers(costs: &Costs, unit: &str) -> String {
     let _ = write!(
         section,
         "<p class=\"subtitle\">On {} validation images. Alone: weights and output of this layer \
-         are rounded, everything else is exact.</p><div class=\"figures\">{}{}</div>",
+         are rounded, everything else is exact. One image more or less is {:.2} % of errors within \
+         a bound.</p><div class=\"figures\">{}{}</div>",
         costs.images,
+        100.0 / costs.images.max(1) as f64,
         noise(&costs.layers),
         drift(&costs.layers, unit)
     );
     let rows: Vec<Vec<String>> = costs.layers.iter().map(row).collect();
     let drift = with_unit("value moves by", unit);
     let increase = with_unit("MAE grows by", unit);
-    let score = with_unit(&format!("errors ≤ {} grow by", costs.threshold), unit);
+    let space = if unit.is_empty() { "" } else { " " };
+    let bound = costs.threshold;
+    let score = format!("errors ≤ {bound}{space}{unit}: share grows by");
     let columns = [
         "",
         &drift,
@@ -159,6 +167,7 @@ fn layers(costs: &Costs, unit: &str) -> String {
         "in int8, dB",
         "beyond the levels",
         "levels cover",
+        "arithmetic",
         "million MACs",
         "KB",
         "output",
@@ -170,7 +179,7 @@ fn layers(costs: &Costs, unit: &str) -> String {
 fn row(layer: &LayerCost) -> Vec<String> {
     let decibels = |value: Option<f64>| value.map_or("exact".into(), |value| format!("{value:.1}"));
     let [channels, height, width] = layer.output;
-    let [low, high] = layer.range;
+    let range = |[low, high]: [f32; 2]| format!("{low:.3} to {high:.3}");
     let scaled = |count: f64, unit: f64| match count {
         0.0 => String::new(),
         count => format!("{:.2}", count / unit),
@@ -181,9 +190,14 @@ fn row(layer: &LayerCost) -> Vec<String> {
         format!("{:+.4}", layer.mae_increase),
         format!("{:+.2} %", layer.score_increase * 100.0),
         decibels(layer.sqnr_alone),
-        decibels(layer.sqnr_whole),
+        match (layer.sqnr_alone, layer.sqnr_whole) {
+            // Not measured: what makes noise alone makes it in company.
+            (Some(_), None) => String::new(),
+            (_, whole) => decibels(whole),
+        },
         format!("{:.3} %", layer.saturated * 100.0),
-        format!("{low:.3} to {high:.3}"),
+        layer.range.map_or("stays in floats".into(), range),
+        name(layer.precision).into(),
         scaled(layer.macs as f64, 1e6),
         scaled(layer.bytes as f64, 1e3),
         format!("{channels} × {height} × {width}"),

@@ -1,14 +1,9 @@
-//! The search for a way to quantise: methods from the cheapest to the dearest.
-//!
-//! The engines run whole networks in int8 or in floats, so precision is not mixed layer by layer:
-//! what is searched is how ranges, weights and biases become integers.
+//! The search for a way to quantise: methods from the cheapest to the dearest, then layers that
+//! stay in floats, as few as the budget lets.
 
 use serde::Serialize;
 
 use super::judge::Score;
-use crate::quantize::quantized::Quantized;
-use crate::quantize::range::RangeMethod;
-use crate::quantize::recipe::Recipe;
 
 /// What a model may cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -28,6 +23,9 @@ pub struct Tried {
     pub method: String,
     /// On validation images.
     pub score: Score,
+    /// For one picture, where that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub milliseconds: Option<f64>,
     /// Whether the error stays within the budget.
     pub within: bool,
     /// Whether this one was taken.
@@ -35,31 +33,42 @@ pub struct Tried {
 }
 
 /// A quantised network with its score.
-pub struct Candidate {
+pub struct Candidate<N> {
     /// How it came about, in words.
     pub method: String,
     /// The network.
-    pub quantized: Quantized,
+    pub network: N,
     /// The same as a file.
     pub bytes: Vec<u8>,
     /// On validation images.
     pub score: Score,
+    /// For one picture, where the budget bounds that.
+    pub milliseconds: Option<f64>,
 }
 
 /// The best candidate so far, and all that were tried.
-pub struct Found {
+pub struct Found<R, N> {
     /// The best.
-    pub best: Candidate,
+    pub best: Candidate<N>,
     /// What it was quantised by, or began from.
-    pub recipe: Recipe,
+    pub recipe: R,
     /// All of them, in their order.
     pub tried: Vec<Tried>,
 }
+
+/// Other choices than a recipe's in one respect.
+pub type Variations<R> = fn(R) -> Vec<R>;
 
 impl Budget {
     /// Whether there is a bound on the error, and it holds.
     pub fn is_met(&self, score: &Score) -> bool {
         self.mae.is_some_and(|most| score.mae_increase <= most)
+    }
+
+    /// Whether there is a bound on the time, and it does not hold.
+    pub fn is_too_slow(&self, milliseconds: Option<f64>) -> bool {
+        let pair = self.milliseconds.zip(milliseconds);
+        pair.is_some_and(|(most, taken)| taken > most)
     }
 }
 
@@ -68,14 +77,15 @@ impl Budget {
 ///
 /// # Errors
 /// What `quantize` says.
-pub fn search<E>(
+pub fn search<R: Copy + PartialEq, N, E>(
     budget: &Budget,
-    first: Recipe,
-    mut quantize: impl FnMut(&Recipe) -> Result<Candidate, E>,
-) -> Result<Found, E> {
+    first: R,
+    choices: &[Variations<R>],
+    mut quantize: impl FnMut(&R) -> Result<Candidate<N>, E>,
+) -> Result<Found<R, N>, E> {
     let mut found = Found::new(first, quantize(&first)?, budget);
     let mut seen = vec![first];
-    for variations in [ranges, equalized, rounded, corrected] {
+    for variations in choices {
         for recipe in variations(found.recipe) {
             if budget.is_met(&found.best.score) {
                 return Ok(found);
@@ -89,9 +99,45 @@ pub fn search<E>(
     Ok(found)
 }
 
-impl Found {
+/// Leaves layers in floats, as few as keep the error within its budget: their number is doubled
+/// until it does, and halved back. Ends without one where that takes longer than the budget has it.
+///
+/// # Errors
+/// What `quantize`, which gets the number, says.
+pub fn fewest_floats<R: Copy, N, E>(
+    budget: &Budget,
+    layers: usize,
+    found: &mut Found<R, N>,
+    mut quantize: impl FnMut(usize) -> Result<Candidate<N>, E>,
+) -> Result<(), E> {
+    let (mut few, mut many) = (0, layers + 1);
+    while many - few > 1 {
+        let count = match many > layers {
+            true => (2 * few).clamp(1, layers),
+            false => few.midpoint(many),
+        };
+        let candidate = quantize(count)?;
+        if budget.is_too_slow(candidate.milliseconds) {
+            found.tried.push(Tried::of(&candidate, budget));
+            return Ok(());
+        }
+        match budget.is_met(&candidate.score) {
+            true => {
+                found.take(found.recipe, candidate, budget);
+                many = count;
+            }
+            false => {
+                found.tried.push(Tried::of(&candidate, budget));
+                few = count;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl<R, N> Found<R, N> {
     /// One candidate.
-    pub fn new(recipe: Recipe, candidate: Candidate, budget: &Budget) -> Self {
+    pub fn new(recipe: R, candidate: Candidate<N>, budget: &Budget) -> Self {
         Self {
             tried: vec![Tried {
                 chosen: true,
@@ -107,61 +153,43 @@ impl Found {
     /// What is within the budget comes first. Else the better one is that whose values stay
     /// closest to the float network's, not the one with the least error: on some hundred images
     /// that is larger or smaller by chance.
-    pub fn offer(&mut self, recipe: Recipe, candidate: Candidate, budget: &Budget) {
+    pub fn offer(&mut self, recipe: R, candidate: Candidate<N>, budget: &Budget) {
         let rank = |score: &Score| (!budget.is_met(score), score.drift);
-        let is_better = rank(&candidate.score) < rank(&self.best.score);
-        self.tried.push(Tried::of(&candidate, budget));
-        if is_better {
-            let last = self.tried.len() - 1;
-            let marks = self.tried.iter_mut().enumerate();
-            marks.for_each(|(index, tried)| tried.chosen = index == last);
-            (self.recipe, self.best) = (recipe, candidate);
+        match rank(&candidate.score) < rank(&self.best.score) {
+            true => self.take(recipe, candidate, budget),
+            false => self.tried.push(Tried::of(&candidate, budget)),
         }
+    }
+
+    /// Takes the candidate in place of the best so far.
+    pub fn take(&mut self, recipe: R, candidate: Candidate<N>, budget: &Budget) {
+        self.tried.iter_mut().for_each(|tried| tried.chosen = false);
+        self.tried.push(Tried {
+            chosen: true,
+            ..Tried::of(&candidate, budget)
+        });
+        (self.recipe, self.best) = (recipe, candidate);
     }
 }
 
 impl Tried {
-    fn of(candidate: &Candidate, budget: &Budget) -> Self {
+    fn of<N>(candidate: &Candidate<N>, budget: &Budget) -> Self {
+        let slow = budget.is_too_slow(candidate.milliseconds);
         Self {
             method: candidate.method.clone(),
             score: candidate.score,
-            within: budget.mae.is_none() || budget.is_met(&candidate.score),
+            milliseconds: candidate.milliseconds,
+            within: (budget.mae.is_none() || budget.is_met(&candidate.score)) && !slow,
             chosen: false,
         }
     }
 }
 
-fn ranges(from: Recipe) -> Vec<Recipe> {
-    let methods = RangeMethod::all().into_iter();
-    methods.map(|range| Recipe { range, ..from }).collect()
-}
-
-fn equalized(from: Recipe) -> Vec<Recipe> {
-    let equalize = !from.equalize;
-    vec![Recipe { equalize, ..from }]
-}
-
-fn rounded(from: Recipe) -> Vec<Recipe> {
-    let adaptive_rounding = !from.adaptive_rounding;
-    vec![Recipe {
-        adaptive_rounding,
-        ..from
-    }]
-}
-
-fn corrected(from: Recipe) -> Vec<Recipe> {
-    let bias_correction = !from.bias_correction;
-    vec![Recipe {
-        bias_correction,
-        ..from
-    }]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::ConvNet;
-    use crate::quantize::affine::Affine;
+    use crate::quantize::range::RangeMethod;
+    use crate::quantize::recipe::Recipe;
 
     const FIRST: Recipe = Recipe {
         range: RangeMethod::Mse,
@@ -171,7 +199,7 @@ mod tests {
     };
 
     /// Entropy, equalisation and adaptive rounding each make it better.
-    fn candidate(recipe: &Recipe) -> Candidate {
+    fn candidate(recipe: &Recipe) -> Candidate<()> {
         let points = [
             recipe.range == RangeMethod::Entropy,
             recipe.equalize,
@@ -179,13 +207,13 @@ mod tests {
             recipe.bias_correction,
         ];
         let drift = 1.0 - 0.2 * points.iter().filter(|&&point| point).count() as f64;
-        let net = ConvNet {
-            input: [3, 1, 1],
-            nodes: Vec::new(),
-        };
+        of_drift(recipe.to_string(), drift)
+    }
+
+    fn of_drift(method: String, drift: f64) -> Candidate<()> {
         Candidate {
-            method: recipe.to_string(),
-            quantized: Quantized::nearest(net, Affine::covering(0.0, 1.0), Vec::new()),
+            method,
+            network: (),
             bytes: Vec::new(),
             score: Score {
                 mae: 2.0 + drift,
@@ -193,15 +221,19 @@ mod tests {
                 drift,
                 lowest_cosine: 1.0,
             },
+            milliseconds: None,
         }
     }
 
-    fn run(mae: Option<f64>) -> Found {
+    fn run(mae: Option<f64>) -> Found<Recipe, ()> {
         let budget = Budget {
             mae,
             milliseconds: None,
         };
-        search::<()>(&budget, FIRST, |recipe| Ok(candidate(recipe))).unwrap()
+        search::<_, _, ()>(&budget, FIRST, &Recipe::CHOICES, |recipe| {
+            Ok(candidate(recipe))
+        })
+        .unwrap()
     }
 
     #[test]
@@ -238,5 +270,51 @@ mod tests {
         }
         let broken = run(Some(0.1));
         assert!(broken.tried.len() == 8 && broken.tried.iter().all(|tried| !tried.within));
+    }
+
+    /// Each layer in floats takes a tenth off the drift and costs a millisecond.
+    fn with_floats(mae: f64, milliseconds: Option<f64>) -> Found<u8, ()> {
+        let budget = Budget {
+            mae: Some(mae),
+            milliseconds,
+        };
+        let mut found = Found::new(0, of_drift("none".into(), 1.0), &budget);
+        fewest_floats::<_, _, ()>(&budget, 10, &mut found, |count| {
+            let taken = count as f64;
+            Ok(Candidate {
+                milliseconds: Some(taken),
+                ..of_drift(count.to_string(), 1.0 - 0.1 * taken)
+            })
+        })
+        .unwrap();
+        found
+    }
+
+    #[test]
+    fn as_few_layers_as_the_budget_lets_stay_in_floats() {
+        for (most, fewest, tried) in [
+            (0.91, "1", &["none", "1"][..]),
+            (0.41, "6", &["none", "1", "2", "4", "8", "6", "5"]),
+            (0.01, "10", &["none", "1", "2", "4", "8", "10", "9"]),
+        ] {
+            let found = with_floats(most, None);
+            let methods: Vec<&str> = found.tried.iter().map(|t| t.method.as_str()).collect();
+            assert_eq!((found.best.method.as_str(), &*methods), (fewest, tried));
+            let chosen = found.tried.iter().find(|tried| tried.chosen);
+            assert!(chosen.is_some_and(|chosen| chosen.method == fewest && chosen.within));
+        }
+        let never = with_floats(-1.0, None);
+        assert_eq!((never.best.method.as_str(), never.tried.len()), ("none", 6));
+    }
+
+    #[test]
+    fn layers_in_floats_end_where_time_does() {
+        let found = with_floats(0.41, Some(3.0));
+        assert_eq!(found.best.method, "none");
+        assert_eq!(
+            found.tried.last().map(|tried| tried.method.as_str()),
+            Some("4")
+        );
+        assert!(!found.tried.iter().any(|tried| tried.within));
     }
 }

@@ -172,7 +172,7 @@ mod tests {
         let images = images(6);
         let mut calibrated =
             Calibrated::new(network(), Affine::of_input(&plan()), &images).unwrap();
-        calibrated.quantize(&recipe).unwrap()
+        calibrated.quantize(&recipe, &[]).unwrap()
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use tract_onnx::prelude::*;
 
+use super::ends::Ends;
 use super::onnx::float_tapped;
 use super::range::{Histogram, Seen};
 use crate::graph::ConvNet;
@@ -61,48 +62,6 @@ fn run(plan: &Arc<TypedSimplePlan>, net: &ConvNet, image: &[f32]) -> TractResult
     outputs.iter().map(values).collect()
 }
 
-/// Lowest and highest value of each image, largest magnitude of each channel.
-struct Ends {
-    extremes: Vec<[f32; 2]>,
-    peaks: Vec<f32>,
-}
-
-impl Ends {
-    fn of(values: &[f32], channels: usize) -> Self {
-        let plane = (values.len() / channels.max(1)).max(1);
-        let ends = values
-            .iter()
-            .fold([f32::INFINITY, f32::NEG_INFINITY], |[low, high], &v| {
-                [low.min(v), high.max(v)]
-            });
-        let peak = |plane: &[f32]| plane.iter().fold(0.0_f32, |peak, v| peak.max(v.abs()));
-        Self {
-            extremes: vec![ends],
-            peaks: values.chunks_exact(plane).map(peak).collect(),
-        }
-    }
-
-    fn add(&mut self, other: Self) {
-        self.extremes.extend(other.extremes);
-        let pairs = self.peaks.iter_mut().zip(other.peaks);
-        pairs.for_each(|(peak, other)| *peak = peak.max(other));
-    }
-
-    fn low(&self) -> f32 {
-        self.extremes
-            .iter()
-            .map(|ends| ends[0])
-            .fold(f32::INFINITY, f32::min)
-    }
-
-    fn high(&self) -> f32 {
-        self.extremes
-            .iter()
-            .map(|ends| ends[1])
-            .fold(f32::NEG_INFINITY, f32::max)
-    }
-}
-
 fn observe_ends(
     plan: &Arc<TypedSimplePlan>,
     net: &ConvNet,
@@ -111,7 +70,7 @@ fn observe_ends(
     let shapes = net.output_shapes();
     let observe = |image: &Vec<f32>| -> TractResult<Vec<Ends>> {
         let outputs = run(plan, net, image)?;
-        let ends = |(values, shape): (&Vec<f32>, &[usize; 3])| Ends::of(values, shape[0]);
+        let ends = |(values, shape): (&Vec<f32>, &[usize; 3])| Ends::of_planes(values, shape[0]);
         Ok(outputs.iter().zip(&shapes).map(ends).collect())
     };
     let each: Vec<Vec<Ends>> = images.par_iter().map(observe).collect::<TractResult<_>>()?;

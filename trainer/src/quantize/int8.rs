@@ -3,10 +3,11 @@
 //! Convolutions become `QLinearConv` with unsigned activations and signed
 //! per-channel weights; their activation is the saturation of the output
 //! range. Sums and pooling run between `DequantizeLinear` and
-//! `QuantizeLinear`, the form that every engine reads.
+//! `QuantizeLinear`, the form that every engine reads; so do convolutions that
+//! stay in floats.
 
 use super::affine::{Affine, QuantizedConv};
-use super::onnx::{Builder, INPUT, conv_attributes, output_dim};
+use super::onnx::{Builder, INPUT, conv_attributes, float_conv, output_dim};
 use super::quantized::Quantized;
 use crate::graph::{Conv, Op, Value};
 
@@ -21,12 +22,13 @@ pub fn int8(quantized: &Quantized) -> Vec<u8> {
     for (index, (node, integers)) in net.nodes.iter().zip(&quantized.convs).enumerate() {
         match (&node.op, integers) {
             (Op::Conv(conv), Some(integers)) => writer.conv(index, conv, integers),
+            (Op::Conv(conv), None) => writer.float(index, conv),
             (Op::GlobalAveragePool, _) => writer.through_float("GlobalAveragePool", index),
             _ => writer.through_float("Add", index),
         }
     }
     let last = net.nodes.len() - 1;
-    let real = writer.dequantize("embedding.real", Value::Node(last));
+    let real = writer.real("embedding.real", Value::Node(last));
     writer.builder.finish(&real, net.input, output_dim(net))
 }
 
@@ -65,6 +67,14 @@ impl Writer<'_> {
         let [scale, zero_point] = self.parameters(name, affine);
         self.builder
             .node("QuantizeLinear", name, &[input, &scale, &zero_point], &[]);
+    }
+
+    /// Name of the floats that `value` stands for, `name` if they are new.
+    fn real(&mut self, name: &str, value: Value) -> String {
+        match value {
+            Value::Node(index) if self.quantized.rounding(index).is_none() => self.name(value),
+            _ => self.dequantize(name, value),
+        }
     }
 
     fn dequantize(&mut self, name: &str, value: Value) -> String {
@@ -111,6 +121,23 @@ impl Writer<'_> {
             &bias,
         ];
         builder.node("QLinearConv", name, &inputs, &conv_attributes(conv));
+    }
+
+    /// A convolution in floats, between dequantised input and quantised output unless its
+    /// neighbours are floats as well.
+    fn float(&mut self, index: usize, conv: &Conv) {
+        let node = &self.quantized.net.nodes[index];
+        let name = &node.name;
+        let input = self.real(&format!("{name}.input"), node.inputs[0]);
+        match self.quantized.rounding(index) {
+            None => {
+                float_conv(&mut self.builder, name, &input, conv);
+            }
+            Some(affine) => {
+                let real = float_conv(&mut self.builder, &format!("{name}.real"), &input, conv);
+                self.quantize(name, &real, affine);
+            }
+        }
     }
 
     /// `op` in floats between dequantised inputs and a quantised output.

@@ -231,7 +231,8 @@ fn value_name<'a>(net: &'a ConvNet, value: Value, input: &'a str) -> &'a str {
     }
 }
 
-fn float_conv(builder: &mut Builder, name: &str, input: &str, conv: &Conv) -> String {
+/// Appends the float form of `conv`; returns its output, `name`.
+pub fn float_conv(builder: &mut Builder, name: &str, input: &str, conv: &Conv) -> String {
     let weight = builder.floats(&format!("{name}.weight"), &conv.shape, &conv.weight);
     let bias = builder.floats(&format!("{name}.bias"), &conv.shape[..1], &conv.bias);
     let inputs = [input, &weight, &bias];

@@ -13,7 +13,8 @@ pub struct Quantized {
     /// How the output of each node is quantised. An activation needs no step of its own: the
     /// saturation of a rectified output's levels is one.
     pub outputs: Vec<Affine>,
-    /// Integer weights and biases of each node, where it is a convolution.
+    /// Integer weights and biases of each node, where it is a convolution; one without them stays
+    /// in floats.
     pub convs: Vec<Option<QuantizedConv>>,
 }
 
@@ -39,7 +40,25 @@ impl Quantized {
         quantized
     }
 
-    /// How a value is quantised.
+    /// Leaves a convolution in floats; other nodes stay as they are.
+    pub fn leave_float(&mut self, node: usize) {
+        self.convs[node] = None;
+    }
+
+    /// Whether a node is a convolution that stays in floats.
+    pub fn is_float(&self, node: usize) -> bool {
+        matches!(self.net.nodes[node].op, Op::Conv(_)) && self.convs[node].is_none()
+    }
+
+    /// How the output of a node is rounded; none where it goes from floats to nothing but floats.
+    pub fn rounding(&self, node: usize) -> Option<Affine> {
+        let reads = |reader: &usize| self.net.nodes[*reader].inputs.contains(&Value::Node(node));
+        let mut readers = (node + 1..self.net.nodes.len()).filter(reads);
+        let stays = self.is_float(node) && readers.all(|reader| self.is_float(reader));
+        (!stays).then(|| self.outputs[node])
+    }
+
+    /// How a value is quantised where it is.
     pub fn affine(&self, value: Value) -> Affine {
         match value {
             Value::Image => self.input,

@@ -138,6 +138,24 @@ impl Seen {
         }
     }
 
+    /// Share of the values beyond the levels, and signal to quantisation noise in dB; none without
+    /// noise.
+    pub fn losses(&self, affine: Affine) -> (f64, Option<f64>) {
+        let counts = || {
+            let bins = self.histogram.counts.iter().enumerate();
+            bins.map(|(bin, &count)| (f64::from(self.histogram.centre(bin)), count as f64))
+        };
+        let ends = [0, 255].map(|level| f64::from(affine.dequantize(level)));
+        let beyond = |value: f64| value < ends[0] || value > ends[1];
+        let all: f64 = counts().map(|(_, count)| count).sum();
+        let outside = counts().filter(|&(value, _)| beyond(value));
+        let outside: f64 = outside.map(|(_, count)| count).sum();
+        let signal: f64 = counts().map(|(value, count)| count * value * value).sum();
+        let noise = self.histogram.squared_error(affine);
+        let decibels = (noise > 0.0).then(|| 10.0 * (signal / noise).log10());
+        (outside / all.max(1.0), decibels)
+    }
+
     fn moving_average(&self, momentum: f32) -> (f32, f32) {
         let average = self.extremes.iter().copied().reduce(|average, image| {
             [0, 1].map(|end| momentum * average[end] + (1.0 - momentum) * image[end])

@@ -40,6 +40,8 @@ pub struct Changes {
     pub adaptive_rounding: Option<bool>,
     /// Whether biases take up the mean error.
     pub bias_correction: Option<bool>,
+    /// How much of a transformer's outliers moves into its weights.
+    pub smoothing: Option<f64>,
 }
 
 impl Changes {
@@ -58,6 +60,34 @@ impl Changes {
             bias_correction: self.bias_correction.unwrap_or(bias_correction),
         }
     }
+}
+
+impl Recipe {
+    /// Other choices of each kind, from the cheapest to the dearest.
+    pub const CHOICES: [fn(Self) -> Vec<Self>; 4] = [
+        |from| {
+            let methods = RangeMethod::all().into_iter();
+            methods.map(|range| Self { range, ..from }).collect()
+        },
+        |from| {
+            vec![Self {
+                equalize: !from.equalize,
+                ..from
+            }]
+        },
+        |from| {
+            vec![Self {
+                adaptive_rounding: !from.adaptive_rounding,
+                ..from
+            }]
+        },
+        |from| {
+            vec![Self {
+                bias_correction: !from.bias_correction,
+                ..from
+            }]
+        },
+    ];
 }
 
 impl fmt::Display for Recipe {
@@ -110,17 +140,18 @@ impl<'a> Calibrated<'a> {
         })
     }
 
-    /// Quantises the network.
+    /// Quantises the network but for the convolutions among the nodes `floats`.
     ///
     /// # Errors
     /// As [`Calibrated::new`].
-    pub fn quantize(&mut self, recipe: &Recipe) -> TractResult<Quantized> {
+    pub fn quantize(&mut self, recipe: &Recipe, floats: &[usize]) -> TractResult<Quantized> {
         let Observed { net, observations } = match recipe.equalize {
             true => self.equalized()?,
             false => &self.plain,
         };
         let outputs = outputs(net, observations, recipe.range);
         let mut quantized = Quantized::nearest(net.clone(), self.input, outputs);
+        floats.iter().for_each(|&node| quantized.leave_float(node));
         let what = Refine {
             weights: recipe.adaptive_rounding,
             biases: recipe.bias_correction,

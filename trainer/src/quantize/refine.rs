@@ -37,7 +37,7 @@ pub fn refine(quantized: &mut Quantized, images: &[Vec<f32>], what: Refine) {
         let wanted = exact.sums(&truth);
         let layer = Layer::int8(quantized, index, &device);
         let mut sums = layer.sums(&values);
-        if what.biases && matches!(quantized.net.nodes[index].op, Op::Conv(_)) {
+        if what.biases && quantized.convs[index].is_some() {
             let missing = channel_means(wanted.clone() - sums.clone());
             add_to_bias(quantized, index, &missing);
             sums = sums + missing;
@@ -60,7 +60,7 @@ pub fn correct_alone(quantized: &mut Quantized, images: &[Vec<f32>]) {
     let mut truth = Values::new(batch(images, quantized.net.input, &device));
     for (index, exact) in float.layers().iter().enumerate() {
         let wanted = exact.sums(&truth);
-        if matches!(quantized.net.nodes[index].op, Op::Conv(_)) {
+        if quantized.convs[index].is_some() {
             let sums = Layer::int8(quantized, index, &device).sums(&truth);
             add_to_bias(quantized, index, &channel_means(wanted.clone() - sums));
         }

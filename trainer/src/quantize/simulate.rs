@@ -115,7 +115,7 @@ impl Layer {
         Self {
             inputs: node.inputs.clone(),
             kind: kind(&node.op, kernel),
-            output: Some(quantized.outputs[index]),
+            output: quantized.rounding(index),
         }
     }
 

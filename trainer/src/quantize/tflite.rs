@@ -77,9 +77,11 @@ impl TfliteError {
 
 /// Writes the ONNX network in `onnx` as TensorFlow Lite.
 ///
-/// Takes what this project exports of convolutional networks: `QLinearConv`
-/// with sums and pooling between `DequantizeLinear` and `QuantizeLinear`, or
-/// floats throughout.
+/// Takes what this project exports. Of convolutional networks: `QLinearConv`
+/// with sums, pooling and float convolutions between `DequantizeLinear` and
+/// `QuantizeLinear`, or floats throughout. Of vision transformers: floats, with
+/// weights in int8 where `MatMulInteger` multiplies them; the library rounds
+/// the other factor by itself.
 ///
 /// # Errors
 /// [`TfliteError`] names the node that has no such form.

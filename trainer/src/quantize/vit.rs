@@ -6,6 +6,7 @@
 //! Runtime and tract run it as it stands; `numclip`'s engine fuses it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io::Cursor;
 use std::sync::Arc;
 
@@ -13,66 +14,248 @@ use rayon::prelude::*;
 use tract_onnx::prelude::*;
 
 use super::affine::Affine;
+use super::ends::Ends;
 use super::range::{Histogram, RangeMethod, Seen};
+use super::smooth::smooth;
 use super::towers::{self, Tower};
 use crate::graph::ConvNet;
 use crate::model::vit::Vit;
 
-/// Quantises `vit` for images of `size` height and width, followed by `tail` over its embeddings.
-/// `input` quantises the image tensor; the ranges of all else are those of `images` (planar
-/// `[3, size, size]` each), chosen by `method`.
-///
-/// # Errors
-/// What the engine says when it cannot run the network, or that there are no images.
-pub fn int8(
-    vit: &Vit,
-    tail: Option<&ConvNet>,
-    size: usize,
-    input: Affine,
-    images: &[Vec<f32>],
-    method: RangeMethod,
-) -> TractResult<Tower> {
-    let float = towers::vit(vit, tail, size);
-    let seen = observe(&float, size, images)?;
-    let affine = |seen: Seen| {
-        let (low, high) = seen.range(method);
-        Affine::covering(low, high)
-    };
-    let mut affines: HashMap<String, Affine> = float
-        .products
-        .into_iter()
-        .zip(seen.into_iter().map(affine))
-        .collect();
-    affines.insert(super::onnx::INPUT.into(), input);
-    Ok(towers::vit_int8(vit, tail, size, affines))
+/// How a transformer is quantised after training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Recipe {
+    /// How the range of an activation is chosen.
+    pub range: RangeMethod,
+    /// How much of the activations' outliers moves into the weights, 0 (nothing does) to 1.
+    pub smoothing: f64,
 }
 
-/// What is multiplied with constant weights, on each image.
-fn observe(tower: &Tower, size: usize, images: &[Vec<f32>]) -> TractResult<Vec<Seen>> {
-    let plan = onnx()
+impl Recipe {
+    /// Other choices of each kind, from the cheapest to the dearest.
+    pub const CHOICES: [fn(Self) -> Vec<Self>; 2] = [
+        |from| {
+            let methods = RangeMethod::all().into_iter();
+            methods.map(|range| Self { range, ..from }).collect()
+        },
+        |from| {
+            let strengths = [0.0, 0.3, 0.5, 0.7].into_iter();
+            let other = strengths.map(|smoothing| Self { smoothing, ..from });
+            other.collect()
+        },
+    ];
+}
+
+impl fmt::Display for Recipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.smoothing {
+            0.0 => write!(f, "{}", self.range),
+            strength => write!(f, "{}, smoothed by {strength}", self.range),
+        }
+    }
+}
+
+/// A vision transformer for images of `size` height and width, followed by `tail` over its
+/// embeddings.
+#[derive(Clone, Copy)]
+pub struct Float<'a> {
+    /// The transformer.
+    pub vit: &'a Vit,
+    /// What follows.
+    pub tail: Option<&'a ConvNet>,
+    /// Side of the images.
+    pub size: usize,
+}
+
+/// A float transformer with the images it is quantised by. What recipes share is computed once.
+pub struct Calibrated<'a> {
+    float: Float<'a>,
+    input: Affine,
+    images: &'a [Vec<f32>],
+    plain: Observed,
+    smoothed: Option<(f64, Observed)>,
+}
+
+/// What the levels of a value lose of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Losses {
+    /// Lowest and highest value that they cover.
+    pub range: [f32; 2],
+    /// Channels.
+    pub width: usize,
+    /// Share of the values beyond them.
+    pub saturated: f64,
+    /// Signal to quantisation noise in dB; none without noise.
+    pub sqnr: Option<f64>,
+}
+
+/// What is multiplied with constant weights: names in ONNX, and what was seen of each.
+struct Observed {
+    vit: Vit,
+    products: Vec<String>,
+    seen: Vec<Seen>,
+    /// Largest magnitude of each channel.
+    peaks: Vec<Vec<f32>>,
+}
+
+impl<'a> Calibrated<'a> {
+    /// Runs `images` (planar `[3, size, size]` each, quantised by `input`) through `float`.
+    ///
+    /// # Errors
+    /// What the engine says when it cannot run the network, or that there are no images.
+    pub fn new(float: Float<'a>, input: Affine, images: &'a [Vec<f32>]) -> TractResult<Self> {
+        Ok(Self {
+            float,
+            input,
+            images,
+            plain: float.observed(float.vit.clone(), images)?,
+            smoothed: None,
+        })
+    }
+
+    /// Names of what is multiplied with constant weights, the image left out.
+    pub fn products(&self) -> &[String] {
+        &self.plain.products
+    }
+
+    /// Writes the network with its products in int8, but for those of `floats`.
+    ///
+    /// # Errors
+    /// As [`Calibrated::new`].
+    pub fn quantize(&mut self, recipe: &Recipe, floats: &[String]) -> TractResult<Tower> {
+        let input = self.input;
+        let Float { tail, size, .. } = self.float;
+        let observed = self.observed(recipe.smoothing)?;
+        let mut levels = observed.levels(recipe.range);
+        levels.retain(|name, _| !floats.contains(name));
+        levels.insert(super::onnx::INPUT.into(), input);
+        Ok(towers::vit_int8(&observed.vit, tail, size, levels))
+    }
+
+    /// Writes the network with the products of `name` alone in int8.
+    ///
+    /// # Errors
+    /// As [`Calibrated::new`].
+    pub fn alone(&mut self, recipe: &Recipe, name: &str) -> TractResult<Tower> {
+        let Float { tail, size, .. } = self.float;
+        let observed = self.observed(recipe.smoothing)?;
+        let mut levels = observed.levels(recipe.range);
+        levels.retain(|other, _| other == name);
+        Ok(towers::vit_int8(&observed.vit, tail, size, levels))
+    }
+
+    /// The levels of `name`, and what they lose of it.
+    ///
+    /// # Errors
+    /// As [`Calibrated::new`].
+    pub fn losses(&mut self, recipe: &Recipe, name: &str) -> TractResult<Option<Losses>> {
+        let observed = self.observed(recipe.smoothing)?;
+        let known = observed.products.iter().position(|known| known == name);
+        Ok(known.map(|index| {
+            let seen = &observed.seen[index];
+            let (low, high) = seen.range(recipe.range);
+            let affine = Affine::covering(low, high);
+            let (saturated, sqnr) = seen.losses(affine);
+            Losses {
+                range: [0, 255].map(|level| affine.dequantize(level)),
+                width: observed.peaks[index].len(),
+                saturated,
+                sqnr,
+            }
+        }))
+    }
+
+    fn observed(&mut self, smoothing: f64) -> TractResult<&Observed> {
+        if smoothing == 0.0 {
+            return Ok(&self.plain);
+        }
+        let known = self.smoothed.take().filter(|(of, _)| *of == smoothing);
+        let observed = match known {
+            Some((_, observed)) => observed,
+            None => {
+                let names = self.plain.products.iter().cloned();
+                let peaks = names.zip(self.plain.peaks.iter().cloned()).collect();
+                let vit = smooth(self.float.vit, &peaks, smoothing);
+                self.float.observed(vit, self.images)?
+            }
+        };
+        Ok(&self.smoothed.insert((smoothing, observed)).1)
+    }
+}
+
+impl Observed {
+    fn levels(&self, range: RangeMethod) -> HashMap<String, Affine> {
+        let affine = |seen: &Seen| {
+            let (low, high) = seen.range(range);
+            Affine::covering(low, high)
+        };
+        let affines = self.seen.iter().map(affine);
+        self.products.iter().cloned().zip(affines).collect()
+    }
+}
+
+impl Float<'_> {
+    /// Runs the images through the network with `vit` in place of its own.
+    fn observed(self, vit: Vit, images: &[Vec<f32>]) -> TractResult<Observed> {
+        let tower = towers::vit(&vit, self.tail, self.size);
+        let ends = observe_ends(&tower, self.size, images)?;
+        let seen = observe(&tower, self.size, images, &ends)?;
+        let peaks = ends.into_iter().map(|ends| ends.peaks);
+        Ok(Observed {
+            vit,
+            products: tower.products,
+            seen,
+            peaks: peaks.collect(),
+        })
+    }
+}
+
+fn plan(tower: &Tower, size: usize) -> TractResult<Arc<TypedSimplePlan>> {
+    onnx()
         .model_for_read(&mut Cursor::new(&tower.bytes))?
         .with_outputs_by_name(&tower.products)?
         .with_input_fact(0, f32::fact([1, 3, size, size]).into())?
         .into_optimized()?
-        .into_runnable()?;
-    let extremes: Vec<Vec<[f32; 2]>> = images
-        .par_iter()
-        .map(|image| {
-            let outputs = run(&plan, size, image)?;
-            Ok(outputs.iter().map(|values| ends(values)).collect())
-        })
-        .collect::<TractResult<_>>()?;
-    if extremes.is_empty() {
-        return Err(TractError::msg("calibration needs at least one image"));
-    }
-    let of_tensor =
-        |tensor: usize| -> Vec<[f32; 2]> { extremes.iter().map(|image| image[tensor]).collect() };
-    let extremes: Vec<Vec<[f32; 2]>> = (0..tower.products.len()).map(of_tensor).collect();
-    let empty = || -> Vec<Histogram> { extremes.iter().map(|ends| empty(ends)).collect() };
+        .into_runnable()
+}
+
+/// What is multiplied with constant weights: lowest and highest value of each image, and the
+/// largest magnitude of each channel.
+fn observe_ends(tower: &Tower, size: usize, images: &[Vec<f32>]) -> TractResult<Vec<Ends>> {
+    let plan = plan(tower, size)?;
+    let observe = |image: &Vec<f32>| -> TractResult<Vec<Ends>> {
+        let outputs = run(&plan, size, image)?;
+        let ends = outputs
+            .iter()
+            .map(|(values, width)| Ends::of_rows(values, *width));
+        Ok(ends.collect())
+    };
+    let each: Vec<Vec<Ends>> = images.par_iter().map(observe).collect::<TractResult<_>>()?;
+    let join = |mut all: Vec<Ends>, image: Vec<Ends>| {
+        let pairs = all.iter_mut().zip(image);
+        pairs.for_each(|(all, one)| all.add(one));
+        all
+    };
+    each.into_iter()
+        .reduce(join)
+        .ok_or_else(|| TractError::msg("calibration needs at least one image"))
+}
+
+/// What is multiplied with constant weights, counted.
+fn observe(
+    tower: &Tower,
+    size: usize,
+    images: &[Vec<f32>],
+    ends: &[Ends],
+) -> TractResult<Vec<Seen>> {
+    let plan = plan(tower, size)?;
+    let empty = || -> Vec<Histogram> {
+        let empty = |ends: &Ends| Histogram::new(ends.low(), ends.high());
+        ends.iter().map(empty).collect()
+    };
     let count = |mut all: Vec<Histogram>, image: &Vec<f32>| -> TractResult<Vec<Histogram>> {
         let outputs = run(&plan, size, image)?;
         let pairs = all.iter_mut().zip(&outputs);
-        pairs.for_each(|(histogram, values)| histogram.count(values));
+        pairs.for_each(|(histogram, (values, _))| histogram.count(values));
         Ok(all)
     };
     let merge = |mut all: Vec<Histogram>, more: Vec<Histogram>| {
@@ -84,39 +267,33 @@ fn observe(tower: &Tower, size: usize, images: &[Vec<f32>]) -> TractResult<Vec<S
         .par_iter()
         .try_fold(empty, count)
         .try_reduce(empty, merge)?;
-    let seen = extremes.into_iter().zip(histograms);
-    Ok(seen
-        .map(|(extremes, histogram)| Seen {
-            extremes,
-            histogram,
-        })
-        .collect())
+    let seen = |(ends, histogram): (&Ends, Histogram)| Seen {
+        extremes: ends.extremes.clone(),
+        histogram,
+    };
+    Ok(ends.iter().zip(histograms).map(seen).collect())
 }
 
-fn run(plan: &Arc<TypedSimplePlan>, size: usize, image: &[f32]) -> TractResult<Vec<Vec<f32>>> {
+/// Values of each product's input for one image, and how many lie side by side.
+fn run(
+    plan: &Arc<TypedSimplePlan>,
+    size: usize,
+    image: &[f32],
+) -> TractResult<Vec<(Vec<f32>, usize)>> {
     let input = Tensor::from_shape(&[1, 3, size, size], image)?;
     let outputs = plan.run(tvec![input.into()])?;
-    let values = |output: &TValue| -> TractResult<Vec<f32>> {
+    let values = |output: &TValue| -> TractResult<(Vec<f32>, usize)> {
         let values = output.to_plain_array_view::<f32>()?;
-        Ok(values.iter().copied().collect())
+        let width = values.shape().last().copied().unwrap_or(1);
+        Ok((values.iter().copied().collect(), width))
     };
     outputs.iter().map(values).collect()
 }
 
-fn ends(values: &[f32]) -> [f32; 2] {
-    let none = [f32::INFINITY, f32::NEG_INFINITY];
-    values.iter().fold(none, |[low, high], &value| {
-        [low.min(value), high.max(value)]
-    })
-}
-
-fn empty(extremes: &[[f32; 2]]) -> Histogram {
-    let [low, high] = ends(extremes.as_flattened());
-    Histogram::new(low, high)
-}
-
 #[cfg(test)]
 mod tests {
+    use burn::module::Param;
+    use burn::nn::LayerNorm;
     use burn::tensor::{Device, Tensor, TensorData};
     use numclip::encode::Model;
     use numclip::encode::int8::Int8Model;
@@ -128,6 +305,10 @@ mod tests {
     use crate::clip::{image_layout, random};
     use crate::graph::{Conv, Op, Value};
 
+    const PLAIN: Recipe = Recipe {
+        range: RangeMethod::MinMax,
+        smoothing: 0.0,
+    };
     const SIZE: usize = 64;
     const DIM: usize = 16;
 
@@ -192,8 +373,13 @@ mod tests {
             let vit = network(activation, form);
             let images: Vec<Vec<f32>> = (0..4).map(image).collect();
             let input = Affine::covering(-1.0, 1.0);
-            let method = RangeMethod::default();
-            let tower = int8(&vit, tail.as_ref(), SIZE, input, &images, method).unwrap();
+            let float = Float {
+                vit: &vit,
+                tail: tail.as_ref(),
+                size: SIZE,
+            };
+            let mut calibrated = Calibrated::new(float, input, &images).unwrap();
+            let tower = calibrated.quantize(&PLAIN, &[]).unwrap();
             let fast = Int8Model::from_bytes("int8", &tower.bytes, SIZE, DIM).unwrap();
             let general = TractModel::from_bytes("int8", &tower.bytes, SIZE, DIM).unwrap();
             assert_eq!(fast.macs(), Some(tower.macs));
@@ -212,17 +398,103 @@ mod tests {
         }
     }
 
+    /// A network whose layer norms have outliers, and its images.
+    fn with_outliers() -> (Vit, Vec<Vec<f32>>) {
+        let mut vit = network(Activation::Gelu, VitForm::Plain);
+        let outliers = |norm: &mut LayerNorm, weight: &mut Param<Tensor<2>>| {
+            let factors: Vec<f32> = (0..24)
+                .map(|i| if i % 9 == 4 { 40.0 } else { 1.0 })
+                .collect();
+            let factors: Tensor<1> =
+                Tensor::from_data(TensorData::new(factors, [24]), &Device::flex());
+            norm.gamma = Param::from_tensor(norm.gamma.val() * factors.clone());
+            norm.beta = norm
+                .beta
+                .as_ref()
+                .map(|b| Param::from_tensor(b.val() * factors.clone()));
+            *weight = Param::from_tensor(weight.val() / factors.unsqueeze_dim::<2>(1));
+        };
+        for block in &mut vit.transformer.blocks {
+            outliers(&mut block.norm_1, &mut block.attention.in_proj.weight);
+            outliers(&mut block.norm_2, &mut block.fc.weight);
+        }
+        (vit, (0..4).map(image).collect())
+    }
+
+    fn encoded(tower: &Tower, image: &[f32]) -> Vec<f32> {
+        let model = TractModel::from_bytes("test", &tower.bytes, SIZE, DIM).unwrap();
+        model.session().unwrap().encode(image).unwrap()
+    }
+
+    fn apart(a: &[f32], b: &[f32]) -> f32 {
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| (a - b).powi(2))
+            .sum::<f32>()
+            .sqrt()
+    }
+
+    #[test]
+    fn smoothing_leaves_the_function_and_takes_the_outliers_from_the_levels() {
+        let (vit, images) = with_outliers();
+        let float = Float {
+            vit: &vit,
+            tail: None,
+            size: SIZE,
+        };
+        let exact = encoded(&towers::vit(&vit, None, SIZE), &images[0]);
+        let mut calibrated = Calibrated::new(float, Affine::covering(-1.0, 1.0), &images).unwrap();
+        let smoothed = calibrated.observed(0.5).unwrap().vit.clone();
+        let same = encoded(&towers::vit(&smoothed, None, SIZE), &images[0]);
+        let length = apart(&exact, &[0.0; DIM]);
+        assert!(apart(&exact, &same) < 1e-4 * length, "{exact:?} {same:?}");
+        let mut error = |smoothing| {
+            let recipe = Recipe { smoothing, ..PLAIN };
+            apart(
+                &encoded(&calibrated.quantize(&recipe, &[]).unwrap(), &images[0]),
+                &exact,
+            )
+        };
+        let (plain, smooth) = (error(0.0), error(0.5));
+        assert!(smooth < 0.5 * plain, "{smooth} beside {plain}");
+    }
+
+    #[test]
+    fn products_stay_in_floats_where_that_is_asked() {
+        let (vit, images) = with_outliers();
+        let float = Float {
+            vit: &vit,
+            tail: None,
+            size: SIZE,
+        };
+        let exact = encoded(&towers::vit(&vit, None, SIZE), &images[0]);
+        let mut calibrated = Calibrated::new(float, Affine::covering(-1.0, 1.0), &images).unwrap();
+        let all = calibrated.products().to_vec();
+        assert_eq!(all.len(), 2 * 4 + 1, "{all:?}");
+        let mut errors = Vec::new();
+        for floats in [&all[..0], &all[..5], &all] {
+            let tower = calibrated.quantize(&PLAIN, floats).unwrap();
+            let fast = Int8Model::from_bytes("int8", &tower.bytes, SIZE, DIM).unwrap();
+            let fast = fast.session().unwrap().encode(&images[0]).unwrap();
+            assert!(cosine(&fast, &encoded(&tower, &images[0])) > 0.9999);
+            errors.push(apart(&fast, &exact));
+        }
+        assert!(errors[0] > errors[1] && errors[1] > errors[2], "{errors:?}");
+        let alone = calibrated.alone(&PLAIN, &all[0]).unwrap();
+        let error = apart(&encoded(&alone, &images[0]), &exact);
+        assert!(error > 0.0 && error < errors[0], "{error} {errors:?}");
+    }
+
     #[test]
     fn without_images_nothing_is_known() {
         let vit = network(Activation::Gelu, VitForm::Plain);
-        let input = Affine::covering(-1.0, 1.0);
-        let error = int8(&vit, None, SIZE, input, &[], RangeMethod::default());
-        assert!(
-            error
-                .err()
-                .unwrap()
-                .to_string()
-                .contains("at least one image")
-        );
+        let float = Float {
+            vit: &vit,
+            tail: None,
+            size: SIZE,
+        };
+        let error = Calibrated::new(float, Affine::covering(-1.0, 1.0), &[]);
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains("at least one image"), "{error}");
     }
 }

@@ -1,15 +1,16 @@
 """Quantises our float encoder with ONNX Runtime's static quantisation too, and
 compares its mean absolute error with that of our int8 encoder, in one table.
 
-    pip install numpy pillow onnx onnxruntime safetensors
+    pip install numpy pillow onnx onnxruntime safetensors [ai-edge-litert]
     trainer export RUN --out f32 --precision f32
-    trainer export RUN --out int8
+    trainer export RUN --out int8 --search [--tflite]
     python trainer/tests/peers/quantization.py f32 int8 CALIBRATION.csv TEST.csv \\
-        [--images 500] [--calibration-images 256] [--where fold=0,1,2] [--test-where fold=3]
+        [--images 2000] [--calibration-images 256] [--methods min-max] [--where fold=0,1,2] [--test-where fold=3]
 
 Both tables are CSV files with the columns path and label; paths are relative
 to them. All encoders run in ONNX Runtime on the same tensors, so what differs
-is the quantisation alone. Ours is also what numclip's own engine computes.
+is the quantisation alone. Ours is also what numclip's own engine computes. A
+bundle with encoder.tflite is measured in LiteRT too.
 """
 
 import argparse
@@ -98,8 +99,16 @@ class Reader(CalibrationDataReader):
 def run(path, tensors):
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    # Else it quantises the weights of float layers between quantised ones by itself.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return [session.run(None, {"image": tensor})[0][0] for tensor in tensors]
+
+
+def run_tflite(path, tensors):
+    from ai_edge_litert.interpreter import Interpreter
+    session = Interpreter(str(path), num_threads=1).get_signature_runner()
+    return [session(image=tensor.transpose(0, 2, 3, 1))["embedding"][0] for tensor in tensors]
 
 
 def main():
@@ -112,6 +121,8 @@ def main():
     parser.add_argument("--calibration-images", type=int, default=256)
     parser.add_argument("--where", help="rows to calibrate on, such as fold=0,1,2")
     parser.add_argument("--test-where", help="rows to test on, such as fold=3")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS),
+                        help="ONNX Runtime's ways to calibrate; none with nothing behind it")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     f32, int8 = Bundle(given.f32), Bundle(given.int8)
@@ -135,14 +146,17 @@ def main():
 
     line("float", truth, f32)
     line("int8, numclip", run(int8.encoder, tensors), int8)
+    tflite = int8.folder / "encoder.tflite"
+    if tflite.exists():
+        line("int8, numclip, in LiteRT", run_tflite(tflite, tensors), int8)
     with tempfile.TemporaryDirectory() as folder:
-        for name, method in METHODS.items():
+        for name in given.methods:
             for per_channel in (True, False):
                 path = pathlib.Path(folder) / "quantised.onnx"
                 quantize_static(
                     str(f32.encoder), str(path), Reader(sample), quant_format=QuantFormat.QOperator,
                     per_channel=per_channel, activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8, calibrate_method=method)
+                    weight_type=QuantType.QInt8, calibrate_method=METHODS[name])
                 onnx.checker.check_model(str(path))
                 weights = "per channel" if per_channel else "per tensor"
                 line(f"int8, ONNX Runtime, {name}, {weights}", run(path, tensors), f32)

@@ -145,7 +145,13 @@ impl<'a> Lowering<'a> {
         self.combined(node, op, a, b).map(Value::View)
     }
 
-    fn combined(&mut self, node: &Node, op: Binary, a: View, b: View) -> Result<View, GraphError> {
+    pub fn combined(
+        &mut self,
+        node: &Node,
+        op: Binary,
+        a: View,
+        b: View,
+    ) -> Result<View, GraphError> {
         let wrong = || node.error(format!("joins {:?} with {:?}", a.dims(), b.dims()));
         let dims = common(&a.dims(), &b.dims()).ok_or_else(wrong)?;
         let mut from = Vec::new();
@@ -266,20 +272,18 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    /// `Conv` of single pixels, in floats.
+    /// `Conv` of single pixels, in floats; of others as [`Lowering::windowed`].
     pub fn pointwise(&mut self, node: &'a Node) -> Result<Value, GraphError> {
-        let dims = &self.constant(node, 1)?.dims;
-        let &[outputs, inputs, 1, 1] = dims.as_slice() else {
-            return Err(node.error(format!(
-                "float weights of {dims:?}; expected quantised ones"
-            )));
-        };
         let strides: [usize; 2] = node.sizes("strides", 1)?;
         let pads: [usize; 4] = node.sizes("pads", 0)?;
-        let wrong = || node.error("in floats, only pixels by themselves and all channels run");
-        if strides != [1; 2] || pads != [0; 4] || node.int("group", 1) != 1 {
-            return Err(wrong());
+        let is_point = strides == [1; 2] && pads == [0; 4] && node.int("group", 1) == 1;
+        let &[outputs, inputs, 1, 1] = self.constant(node, 1)?.dims.as_slice() else {
+            return self.windowed(node);
+        };
+        if !is_point {
+            return self.windowed(node);
         }
+        let wrong = || node.error("expected a float picture");
         let pixels = self
             .view(node, 0)?
             .permuted(&[0, 2, 3, 1])
@@ -306,7 +310,12 @@ impl<'a> Lowering<'a> {
         self.requantize(node, product, affine).map(Value::Levels)
     }
 
-    fn multiplied_matrices(&mut self, node: &Node, a: View, b: View) -> Result<View, GraphError> {
+    pub fn multiplied_matrices(
+        &mut self,
+        node: &Node,
+        a: View,
+        b: View,
+    ) -> Result<View, GraphError> {
         let wrong = || node.error(format!("multiplies {:?} with {:?}", a.dims(), b.dims()));
         let (a_dims, b_dims) = (a.dims(), b.dims());
         let ([a_outer @ .., rows, depth], [b_outer @ .., b_depth, columns]) =
@@ -426,7 +435,7 @@ impl<'a> Lowering<'a> {
         Ok((View::whole(Source::Real(to), &[packed.values()]), packed))
     }
 
-    fn of_rows(&mut self, node: &'a Node, op: FloatOp) -> Result<Value, GraphError> {
+    pub fn of_rows(&mut self, node: &'a Node, op: FloatOp) -> Result<Value, GraphError> {
         let view = self.view(node, 0)?;
         let view = self.contiguous(node, view)?;
         let dims = view.dims();
@@ -434,7 +443,7 @@ impl<'a> Lowering<'a> {
             .map(Value::View)
     }
 
-    fn emit_float(
+    pub fn emit_float(
         &mut self,
         node: &Node,
         op: FloatOp,

@@ -223,10 +223,13 @@ impl<'a> Lowering<'a> {
         Ok(View::whole(Source::Real(to), &dims))
     }
 
-    /// Copies `from` to these places of `to`.
+    /// Copies `from` to places of `to` that lie as far apart as these.
     pub fn copy(&mut self, from: View, to: RealId, start: usize, places: &[Axis]) {
+        let lens = from.axes.iter().map(|axis| axis.len);
+        let places = places.iter().zip(lens);
+        let places = places.map(|(place, len)| Axis { len, ..*place });
         self.steps.push(Step::Float(Float {
-            op: FloatOp::Copy(start, places.to_vec()),
+            op: FloatOp::Copy(start, places.collect()),
             from: vec![from],
             to,
         }));

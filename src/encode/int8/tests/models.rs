@@ -17,7 +17,7 @@ pub const SIZE: usize = 16;
 /// Name, model, and what ONNX Runtime makes of the image.
 pub type Form = (&'static str, &'static [u8], &'static [u8]);
 
-pub const FORMS: [Form; 3] = [
+pub const FORMS: [Form; 4] = [
     (
         "qdq-u8",
         include_bytes!("../../../../tests/data/int8/qdq-u8.onnx"),
@@ -32,6 +32,11 @@ pub const FORMS: [Form; 3] = [
         "qoperator-u8",
         include_bytes!("../../../../tests/data/int8/qoperator-u8.onnx"),
         include_bytes!("../../../../tests/data/int8/qoperator-u8.f32"),
+    ),
+    (
+        "qdq-mixed",
+        include_bytes!("../../../../tests/data/int8/qdq-mixed.onnx"),
+        include_bytes!("../../../../tests/data/int8/qdq-mixed.f32"),
     ),
 ];
 
@@ -161,7 +166,7 @@ fn replaced(model: &[u8], from: &str, to: &str) -> Vec<u8> {
 
 #[test]
 fn a_refusal_names_the_node_and_the_reason() {
-    let [(_, qdq, _), _, (_, qoperator, _)] = FORMS;
+    let [(_, qdq, _), _, (_, qoperator, _), _] = FORMS;
     let error = |model: Vec<u8>| run(&model, kernels::all()[0]).unwrap_err().to_string();
     let unknown = error(replaced(qoperator, "QLinearAdd", "QLinearSub"));
     assert!(

@@ -20,15 +20,16 @@ use crate::tflite;
 /// Turn a run's weights into a bundle for numclip.
 ///
 /// Folds the network, quantises it, measures float and int8 on the validation
-/// and test images, and reads the bundle back before it gets its name. A tower
-/// of CLIP has a float form only.
+/// and test images, and reads the bundle back before it gets its name. CLIP's
+/// residual networks have a float form only.
 ///
 /// How ranges, weights and biases become integers is said by `[export]` of the
 /// task file or by the flags here. With a budget or `--search` other ways are
 /// tried too, from the cheapest to the dearest, on the validation images: the
 /// first within the budget is taken, without one the best. An encoder that
 /// breaks its budget is written only with `--force`; else the exit code is 1.
-/// Precision is not mixed layer by layer: the int8 engine runs whole networks.
+/// Where no way of quantising the whole network is within `--budget-mae`, the
+/// most sensitive layers stay in 32-bit floats, as few as the budget lets.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -36,6 +37,7 @@ Examples:
   trainer export runs/gauge --out models/gauge --search --report
   trainer export runs/gauge --out models/gauge --budget-mae 0.05 --budget-ms 30
   trainer export runs/gauge --out models/gauge --range percentile=0.9999 --equalize
+  trainer export runs/gauge --out models/gauge --float-layers 2
   trainer export runs/gauge --out models/gauge --qat-epochs 3")]
 pub struct Export {
     /// Folder of the run
@@ -65,6 +67,9 @@ pub struct Export {
     /// Epochs of fine-tuning with the rounding inside, after the methods above
     #[arg(long, value_name = "N", default_value_t = 0)]
     qat_epochs: usize,
+    /// Leave the N most sensitive layers in 32-bit floats
+    #[arg(long, value_name = "N")]
+    float_layers: Option<usize>,
     /// Measure every layer and engine, and write the page RUN/quantization.html
     #[arg(long)]
     report: bool,
@@ -93,6 +98,9 @@ struct Recipe {
     /// Let biases take up the mean error
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     bias_correction: Option<bool>,
+    /// Move this much of a transformer's outliers into its weights, 0 to 1
+    #[arg(long, value_name = "STRENGTH", value_parser = share)]
+    smoothing: Option<f64>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -165,9 +173,11 @@ impl Export {
                 equalize: recipe.equalize,
                 adaptive_rounding: recipe.adaptive_rounding,
                 bias_correction: recipe.bias_correction,
+                smoothing: recipe.smoothing,
             },
             search: self.search || self.budget_mae.is_some(),
             aware_epochs: self.qat_epochs,
+            float_layers: self.float_layers,
             budget: Budget {
                 mae: self.budget_mae,
                 milliseconds: self.budget_ms,
@@ -193,6 +203,13 @@ fn amount(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
         _ => Err("expected a number, 0 or more".into()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0 to 1".into()),
     }
 }
 

@@ -7,6 +7,7 @@ use numclip::encode::tract::TractModel;
 use numclip::verify::cosine;
 
 use super::*;
+use crate::graph::{ConvNet, Node};
 use crate::quantize::onnx;
 use crate::quantize::range::RangeMethod;
 use crate::quantize::recipe::{Calibrated, Recipe};
@@ -16,59 +17,66 @@ use crate::quantize::tests::{SIZE, images, network, plan};
 /// The levels of one node's output.
 type Levels = Vec<u8>;
 
-/// The network in integers by the definition of each operator.
+/// The network by the definition of each operator: integers, but for the convolutions that stay in
+/// floats. What a node gives are real numbers, of which integer nodes see the levels.
 fn reference(quantized: &Quantized, image: &[f32]) -> Vec<f32> {
-    let Quantized {
-        net,
-        input,
-        outputs: affines,
-        convs,
-    } = quantized;
-    let input = *input;
-    let image: Levels = image.iter().map(|&value| input.quantize(value)).collect();
+    let (net, convs) = (&quantized.net, &quantized.convs);
     let shapes = net.output_shapes();
-    let mut outputs: Vec<Levels> = Vec::new();
+    let rounded = |affine: Affine, values: &[f32]| -> Vec<f32> {
+        let round = |&value: &f32| affine.dequantize(affine.quantize(value));
+        values.iter().map(round).collect()
+    };
+    let image = rounded(quantized.input, image);
+    let mut outputs: Vec<Vec<f32>> = Vec::new();
     for (index, node) in net.nodes.iter().enumerate() {
         let read = |value: Value| match value {
-            Value::Image => (&image, input, net.input),
-            Value::Node(from) => (&outputs[from], affines[from], shapes[from]),
+            Value::Image => (&image, net.input),
+            Value::Node(from) => (&outputs[from], shapes[from]),
         };
-        let (levels, affine, shape) = read(node.inputs[0]);
-        let to = affines[index];
-        let real = |(levels, affine): (&Levels, Affine)| {
-            levels
-                .iter()
-                .map(|&l| affine.dequantize(l))
-                .collect::<Vec<_>>()
-        };
-        let output = match &node.op {
-            Op::Conv(conv) => {
-                let integers = convs[index].as_ref().unwrap();
-                integer_conv((conv, integers), levels, affine, shape, to, shapes[index])
+        let (reals, shape) = read(node.inputs[0]);
+        let (from, to) = (quantized.affine(node.inputs[0]), quantized.outputs[index]);
+        let output = match (&node.op, &convs[index]) {
+            (Op::Conv(conv), Some(integers)) => {
+                let levels = reals.iter().map(|&value| from.quantize(value)).collect();
+                let levels =
+                    integer_conv((conv, integers), &levels, from, shape, to, shapes[index]);
+                levels.iter().map(|&level| to.dequantize(level)).collect()
             }
-            Op::Add => {
-                let (other, other_affine, _) = read(node.inputs[1]);
-                let (a, b) = (real((levels, affine)), real((other, other_affine)));
-                a.iter().zip(b).map(|(a, b)| to.quantize(a + b)).collect()
+            (Op::Conv(_), None) => {
+                let alone = ConvNet {
+                    input: shape,
+                    nodes: vec![Node {
+                        inputs: vec![Value::Image],
+                        ..node.clone()
+                    }],
+                };
+                alone.forward(reals)
             }
-            Op::GlobalAveragePool => {
-                let values = real((levels, affine));
+            (Op::Add, _) => {
+                let sums = reals.iter().zip(read(node.inputs[1]).0).map(|(a, b)| a + b);
+                rounded(to, &sums.collect::<Vec<_>>())
+            }
+            (Op::GlobalAveragePool, _) => {
                 let plane = shape[1] * shape[2];
-                values
+                let means = reals
                     .chunks(plane)
-                    .map(|v| to.quantize(v.iter().sum::<f32>() / plane as f32))
-                    .collect()
+                    .map(|v| v.iter().sum::<f32>() / plane as f32);
+                rounded(to, &means.collect::<Vec<_>>())
             }
         };
-        outputs.push(output);
+        let stays = quantized.is_float(index) && only_floats_read(quantized, index);
+        outputs.push(match quantized.is_float(index) && !stays {
+            true => rounded(to, &output),
+            false => output,
+        });
     }
-    let last = affines[affines.len() - 1];
-    outputs
-        .pop()
-        .unwrap()
-        .into_iter()
-        .map(|level| last.dequantize(level))
-        .collect()
+    outputs.pop().unwrap()
+}
+
+fn only_floats_read(quantized: &Quantized, index: usize) -> bool {
+    let nodes = quantized.net.nodes.iter().enumerate();
+    let mut readers = nodes.filter(|(_, node)| node.inputs.contains(&Value::Node(index)));
+    readers.all(|(reader, _)| quantized.is_float(reader))
 }
 
 fn integer_conv(
@@ -145,25 +153,57 @@ fn engines_and_simulation_compute_what_integer_loops_do() {
     let (net, images) = (network(), images(6));
     let mut calibrated = Calibrated::new(net.clone(), Affine::of_input(&plan()), &images).unwrap();
     for recipe in recipes() {
-        let quantized = calibrated.quantize(&recipe).unwrap();
-        let bytes = int8(&quantized);
-        let engine = Int8Model::from_bytes("test", &bytes, SIZE, 16).unwrap();
-        let simulated = Network::int8(&quantized, &Device::flex());
-        let simulated = simulated.forward(batch(&images, net.input, &Device::flex()));
-        let simulated: Vec<f32> = simulated.into_data().iter::<f32>().collect();
-        for (image, simulated) in images.iter().zip(simulated.chunks(16)) {
-            let expected = reference(&quantized, image);
-            let apart = |got: &[f32]| levels_apart(&quantized, got, &expected);
-            let (tract, engine) = (encode(&tract(&bytes), image), encode(&engine, image));
-            assert!(apart(&tract) <= 1.01, "{recipe}: tract, {}", apart(&tract));
-            assert!(apart(&engine) <= 1.01, "{recipe}: int8, {}", apart(&engine));
-            assert!(
-                apart(simulated) <= 1.01,
-                "{recipe}: simulation, {}",
-                apart(simulated)
-            );
-            assert!(cosine(&expected, &net.forward(image)) > 0.99, "{recipe}");
-        }
+        check(
+            &calibrated.quantize(&recipe, &[]).unwrap(),
+            &images,
+            &recipe.to_string(),
+        );
+    }
+}
+
+/// Every convolution in floats alone, the first two, the last ones, all of them.
+#[test]
+fn so_they_do_with_layers_in_floats() {
+    let (net, images) = (network(), images(6));
+    let mut calibrated = Calibrated::new(net, Affine::of_input(&plan()), &images).unwrap();
+    let refined = recipes()[5];
+    for floats in [
+        &[0][..],
+        &[1],
+        &[2],
+        &[5],
+        &[0, 1],
+        &[1, 2],
+        &[2, 5],
+        &[0, 1, 2, 5],
+    ] {
+        let quantized = calibrated.quantize(&refined, floats).unwrap();
+        let is_float = |&node: &usize| quantized.is_float(node);
+        assert!((0..6).filter(is_float).eq(floats.iter().copied()));
+        check(&quantized, &images, &format!("{floats:?} in floats"));
+    }
+}
+
+/// Holds tract, the int8 engine and the simulation against the definition.
+fn check(quantized: &Quantized, images: &[Vec<f32>], what: &str) {
+    let bytes = int8(quantized);
+    let net = &quantized.net;
+    let engine = Int8Model::from_bytes("test", &bytes, SIZE, 16).unwrap();
+    let simulated = Network::int8(quantized, &Device::flex());
+    let simulated = simulated.forward(batch(images, net.input, &Device::flex()));
+    let simulated: Vec<f32> = simulated.into_data().iter::<f32>().collect();
+    for (image, simulated) in images.iter().zip(simulated.chunks(16)) {
+        let expected = reference(quantized, image);
+        let apart = |got: &[f32]| levels_apart(quantized, got, &expected);
+        let (tract, engine) = (encode(&tract(&bytes), image), encode(&engine, image));
+        assert!(apart(&tract) <= 1.01, "{what}: tract, {}", apart(&tract));
+        assert!(apart(&engine) <= 1.01, "{what}: int8, {}", apart(&engine));
+        assert!(
+            apart(simulated) <= 1.01,
+            "{what}: simulation, {}",
+            apart(simulated)
+        );
+        assert!(cosine(&expected, &net.forward(image)) > 0.99, "{what}");
     }
 }
 

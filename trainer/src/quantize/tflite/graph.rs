@@ -127,6 +127,43 @@ impl View<'_> {
         }
     }
 
+    /// The 64-bit integers of a constant.
+    ///
+    /// # Errors
+    /// A message when `name` is no such constant.
+    pub fn longs(&self, name: &str) -> Result<Vec<i64>, String> {
+        let tensor = self.constant(name)?;
+        match tensor.data_type == DataType::Int64 as i32 {
+            true if tensor.raw_data.is_empty() => Ok(tensor.int64_data.clone()),
+            true => Ok(words(&tensor.raw_data).map(i64::from_le_bytes).collect()),
+            false => Err(format!("{name}: expected 64-bit integers")),
+        }
+    }
+
+    /// Whether `name` is a constant.
+    pub fn is_constant(&self, name: &str) -> bool {
+        self.constants.contains_key(name)
+    }
+
+    /// The dimensions of a constant, none of them 0.
+    ///
+    /// # Errors
+    /// A message when `name` is no such constant.
+    pub fn sizes(&self, name: &str) -> Result<Vec<usize>, String> {
+        let sizes = self.constant(name)?.dims.iter();
+        let sizes = sizes.map(|&size| usize::try_from(size).ok().filter(|&size| size > 0));
+        let sizes: Option<Vec<usize>> = sizes.collect();
+        let within = |sizes: &Vec<usize>| {
+            let product = sizes
+                .iter()
+                .try_fold(1_usize, |all, &size| all.checked_mul(size));
+            product.is_some()
+        };
+        sizes
+            .filter(within)
+            .ok_or_else(|| format!("{name}: dimensions out of bounds"))
+    }
+
     /// The bytes of a constant.
     ///
     /// # Errors
@@ -170,7 +207,7 @@ impl View<'_> {
     }
 }
 
-fn words(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> {
+fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
     bytes.as_chunks().0.iter().copied()
 }
 
@@ -187,6 +224,12 @@ pub fn ints<const N: usize>(
     let values: Vec<usize> = values.filter_map(|&value| value.try_into().ok()).collect();
     let expected = || format!("{name}: expected {N} values, got {:?}", attribute.ints);
     values.try_into().map_err(|_| expected())
+}
+
+/// The integers of an attribute with their signs; nothing where it is absent.
+pub fn signed<'a>(node: &'a NodeProto, name: &str) -> &'a [i64] {
+    let attribute = node.attribute.iter().find(|a| a.name == name);
+    attribute.map_or(&[], |attribute| &attribute.ints)
 }
 
 /// The integer of an attribute.

@@ -4,14 +4,16 @@
 //! operator on bytes: it is held back until it is known what reads it.
 
 mod conv;
+mod transformer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tract_onnx::pb::NodeProto;
 
 use super::TfliteError;
 use super::graph::{View, int};
 use super::model::{Element, Kind, Model, Operator, Quantization, Tensor};
+use transformer::Ahead;
 
 /// Converts the graph.
 ///
@@ -23,6 +25,8 @@ pub fn lower(graph: View<'_>) -> Result<Model, TfliteError> {
         graph: &graph,
         model: Model::default(),
         values: HashMap::new(),
+        pictures: HashSet::new(),
+        ahead: Ahead::of(&graph),
     };
     let image = [1, height, width, channels];
     lowering.model.input = lowering.activation(graph.input, &image, None);
@@ -46,6 +50,9 @@ struct Lowering<'a> {
     graph: &'a View<'a>,
     model: Model,
     values: HashMap<String, Value>,
+    /// Tensors of floats that are pictures, `[1, height, width, channels]`.
+    pictures: HashSet<usize>,
+    ahead: Ahead,
 }
 
 /// What stands for an ONNX value.
@@ -57,15 +64,48 @@ enum Value {
     Real(usize),
     /// An operator on the real values of tensors of levels, not yet written.
     Pending(Kind, Vec<usize>),
+    /// A tensor of floats that is rounded to this scale for integer products alone.
+    Rounded(usize, f32),
+    /// Sums of the node's integer products, whose scale is yet to come.
+    Sums {
+        /// Floats that are multiplied.
+        input: usize,
+        /// Scale that they are rounded to.
+        scale: f32,
+        /// Name of the node.
+        node: String,
+    },
+    /// A picture seen as planes, one after the other.
+    Planes(usize),
+    /// Within something that is written as one operator.
+    Inner,
 }
 
 impl Lowering<'_> {
     fn node(&mut self, node: &NodeProto) -> Result<Value, String> {
+        if let Some(value) = self.foreseen(node)? {
+            return Ok(value);
+        }
         match node.op_type.as_str() {
             "QuantizeLinear" => self.quantize(node),
             "DequantizeLinear" => self.dequantize(node),
             "QLinearConv" => self.integer_conv(node),
             "Conv" => self.float_conv(node),
+            "MatMulInteger" | "ConvInteger" => self.integer_sums(node),
+            "Cast" => self.value(argument(node, 0)?),
+            "MatMul" => self.product(node),
+            "Mul" => self.multiplied(node),
+            "Sub" => self.binary(Kind::Sub, node),
+            "Div" => self.binary(Kind::Div, node),
+            "Sqrt" => self.unary(Kind::Sqrt, node),
+            "Sigmoid" => self.unary(Kind::Logistic, node),
+            "Softmax" => self.softmax(node),
+            "ReduceMean" => self.mean_of_rows(node),
+            "Reshape" => self.reshaped(node),
+            "Transpose" => self.transposed(node),
+            "Pad" => self.padded(node),
+            "Gather" => self.gathered(node),
+            "Add" if self.adds_rows(node) => self.binary(Kind::Add, node),
             "Add" => self.held_back(Kind::Add, node, &[argument(node, 0)?, argument(node, 1)?]),
             "GlobalAveragePool" => self.held_back(Kind::Mean, node, &[argument(node, 0)?]),
             "Relu" => self.clamp(Kind::Relu, node),
@@ -80,6 +120,7 @@ impl Lowering<'_> {
         let (kind, inputs) = match self.value(argument(node, 0)?)? {
             Value::Tensor(tensor) | Value::Real(tensor) => (Kind::Quantize, vec![tensor]),
             Value::Pending(kind, inputs) => (kind, inputs),
+            _ => return Err("expected floats".into()),
         };
         Ok(Value::Tensor(self.operate(
             kind,
@@ -106,7 +147,8 @@ impl Lowering<'_> {
             .iter()
             .map(|name| self.value(name))
             .collect::<Result<_, _>>()?;
-        let shapes: Vec<&[usize]> = values.iter().map(|value| self.shape(value)).collect();
+        let shapes: Option<Vec<&[usize]>> = values.iter().map(|value| self.shape(value)).collect();
+        let shapes = shapes.ok_or("expected pictures")?;
         if shapes[0].len() != 4 || shapes.iter().any(|shape| *shape != shapes[0]) {
             return Err(format!("expected pictures of one shape, got {shapes:?}"));
         }
@@ -204,6 +246,10 @@ impl Lowering<'_> {
                 let reals = reals.collect();
                 self.operate(kind, reals, name, None)
             }
+            // Whoever asks for floats has refused these.
+            Value::Rounded(tensor, _) | Value::Planes(tensor) => tensor,
+            Value::Sums { input, .. } => input,
+            Value::Inner => self.model.input,
         }
     }
 
@@ -213,12 +259,23 @@ impl Lowering<'_> {
     }
 
     /// The shape of a value; of one not yet written, that of its inputs.
-    fn shape(&self, value: &Value) -> &[usize] {
+    fn shape(&self, value: &Value) -> Option<&[usize]> {
         let tensor = match value {
             Value::Tensor(tensor) | Value::Real(tensor) => *tensor,
             Value::Pending(_, inputs) => inputs[0],
+            _ => return None,
         };
-        &self.model.tensors[tensor].shape
+        Some(&self.model.tensors[tensor].shape)
+    }
+
+    /// Whether a sum is one of rows, or with a constant.
+    fn adds_rows(&self, node: &NodeProto) -> bool {
+        let is_picture = |name: &String| {
+            let value = self.values.get(name);
+            let shape = value.and_then(|value| self.shape(value));
+            shape.is_some_and(|shape| shape.len() == 4)
+        };
+        !node.input.iter().all(is_picture)
     }
 
     /// The tensor of levels called `name`.

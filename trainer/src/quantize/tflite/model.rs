@@ -67,6 +67,8 @@ pub struct Operator {
 pub enum Kind {
     /// Sum of two tensors.
     Add,
+    /// Products of the matrices of two tensors.
+    BatchMatMul,
     /// Convolution: input, weights `[O, H, W, I]`, bias.
     Conv(Step),
     /// Convolution of each channel by itself: input, weights `[1, H, W, O]`, bias.
@@ -78,9 +80,20 @@ pub enum Kind {
     },
     /// Levels to floats.
     Dequantize,
-    /// Mean over height and width: input, axes.
+    /// Quotient of two tensors.
+    Div,
+    /// Rows times weights: input, weights `[O, I]`, bias. With floats and weights in int8 the
+    /// library rounds each row by its own range.
+    FullyConnected,
+    /// `x · Φ(x)`, Φ the normal distribution.
+    Gelu,
+    /// `1 / (1 + e^−x)`.
+    Logistic,
+    /// Mean over axes, which stay: input, axes.
     Mean,
-    /// Zeros around a tensor: input, `[4, 2]` counts.
+    /// Product of two tensors, value by value.
+    Mul,
+    /// Zeros around a tensor: input, counts `[rank, 2]`.
     Pad,
     /// Floats to levels, or levels to other levels.
     Quantize,
@@ -90,6 +103,16 @@ pub enum Kind {
     Relu6,
     /// The same values in another shape: input, shape.
     Reshape,
+    /// A part of a tensor: input, first index, sizes.
+    Slice,
+    /// `e^x` over its sum, along the last axis.
+    Softmax,
+    /// The square root.
+    Sqrt,
+    /// Difference of two tensors.
+    Sub,
+    /// The axes in another order: input, order.
+    Transpose,
 }
 
 /// How a kernel moves over a picture.

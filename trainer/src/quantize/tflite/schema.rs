@@ -91,6 +91,20 @@ pub mod reducer {
     pub const KEEP_DIMS: VOffsetT = field(0);
 }
 
+/// Options of a product of rows with weights.
+pub mod fully_connected {
+    use super::{VOffsetT, field};
+    pub const KEEP_RANK: VOffsetT = field(2);
+    /// Rounds floats to levels that need not lie around 0.
+    pub const ASYMMETRIC: VOffsetT = field(3);
+}
+
+/// Options of a softmax.
+pub mod softmax {
+    use super::{VOffsetT, field};
+    pub const BETA: VOffsetT = field(0);
+}
+
 /// Constant data.
 pub mod buffer {
     use super::{VOffsetT, field};
@@ -116,6 +130,8 @@ pub mod binding {
 pub mod options {
     pub const CONV: u8 = 1;
     pub const DEPTHWISE_CONV: u8 = 2;
+    pub const FULLY_CONNECTED: u8 = 8;
+    pub const SOFTMAX: u8 = 9;
     pub const REDUCER: u8 = 27;
 }
 
@@ -149,18 +165,34 @@ pub fn code(kind: Kind) -> i32 {
         Kind::Pad => 34,
         Kind::Mean => 40,
         Kind::Quantize => 114,
+        Kind::FullyConnected => 9,
+        Kind::Logistic => 14,
+        Kind::Mul => 18,
+        Kind::Softmax => 25,
+        Kind::Transpose => 39,
+        Kind::Sub => 41,
+        Kind::Div => 42,
+        Kind::Slice => 65,
+        Kind::Sqrt => 75,
+        Kind::BatchMatMul => 126,
+        Kind::Gelu => 150,
     }
 }
 
-/// The first version of an operation that reads `input`.
-pub fn version(kind: Kind, input: Element) -> i32 {
-    if input != Element::I8 {
-        return 1;
+/// The first version of an operation that reads `inputs`.
+pub fn version(kind: Kind, inputs: &[Element]) -> i32 {
+    if inputs[0] != Element::I8 {
+        return match (kind, inputs.get(1)) {
+            (Kind::FullyConnected, Some(Element::I8)) => 9,
+            // Weights of more than two dimensions' rows keep theirs since version 2.
+            (Kind::FullyConnected, _) => 2,
+            _ => 1,
+        };
     }
     match kind {
         Kind::Conv(_) | Kind::DepthwiseConv { .. } => 3,
         Kind::Add | Kind::Dequantize | Kind::Mean | Kind::Pad | Kind::Quantize => 2,
         Kind::Relu | Kind::Relu6 => 2,
-        Kind::Reshape => 1,
+        _ => 1,
     }
 }

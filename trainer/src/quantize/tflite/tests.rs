@@ -3,6 +3,7 @@
 
 mod read;
 mod run;
+mod transformers;
 
 use std::path::Path;
 
@@ -146,6 +147,33 @@ fn floats_give_what_the_onnx_file_does() {
     for image in images() {
         let (got, expected) = (run::run(&file, &image), by_tract(&onnx, SIZE, DIM, &image));
         assert!(apart(&got, &expected, 1.0) < 1e-5);
+    }
+}
+
+#[test]
+fn layers_in_floats_give_what_the_onnx_file_does() {
+    let net = network();
+    let plan = Plan {
+        mean: [0.5; 3],
+        std: [0.5; 3],
+        ..Plan::clip(SIZE as u32)
+    };
+    let outputs = outputs(
+        &net,
+        &observe(&net, &images()).unwrap(),
+        RangeMethod::MinMax,
+    );
+    let whole = Quantized::nearest(net, Affine::of_input(&plan), outputs);
+    for floats in [&[0][..], &[1, 2], &[4], &[5], &[7], &[0, 1, 2, 4, 5, 7]] {
+        let mut mixed = whole.clone();
+        floats.iter().for_each(|&node| mixed.leave_float(node));
+        let onnx = int8::int8(&mixed);
+        let file = read(&convert(&onnx).unwrap());
+        for image in images() {
+            let (got, expected) = (run::run(&file, &image), by_tract(&onnx, SIZE, DIM, &image));
+            let levels = apart(&got, &expected, whole.outputs.last().unwrap().scale);
+            assert!(levels <= 1.01, "{floats:?}: {levels} levels apart");
+        }
     }
 }
 
@@ -306,10 +334,10 @@ fn a_channel_without_weight_keeps_its_bias() {
 fn what_has_no_such_form_is_named() {
     let mut model = ModelProto::decode(&*quantized(&network())).unwrap();
     let node = &mut model.graph.as_mut().unwrap().node[2];
-    node.op_type = "Softmax".into();
+    node.op_type = "Tanh".into();
     let name = node.name.clone();
     match convert(&model.encode_to_vec()) {
-        Err(TfliteError::Node { node, op, .. }) => assert_eq!((node, &*op), (name, "Softmax")),
+        Err(TfliteError::Node { node, op, .. }) => assert_eq!((node, &*op), (name, "Tanh")),
         other => panic!("{:?}", other.map(|bytes| bytes.len())),
     }
     let mut net = network();

@@ -5,7 +5,7 @@ use flatbuffers::{
     WIPOffset,
 };
 
-use super::model::{Kind, Model, Operator, Quantization, Step, Tensor};
+use super::model::{Element, Kind, Model, Operator, Quantization, Step, Tensor};
 use super::schema::{self, IDENTIFIER, VERSION};
 use crate::quantize::onnx::{INPUT, OUTPUT};
 
@@ -81,10 +81,11 @@ fn table(b: &mut Builder<'_>, fields: impl FnOnce(&mut Builder<'_>)) -> Table {
 type Code = (i32, i32);
 
 fn code(model: &Model, operator: &Operator) -> Code {
-    let input = model.tensors[operator.inputs[0]].element;
+    let inputs = operator.inputs.iter();
+    let inputs: Vec<Element> = inputs.map(|&input| model.tensors[input].element).collect();
     (
         schema::code(operator.kind),
-        schema::version(operator.kind, input),
+        schema::version(operator.kind, &inputs),
     )
 }
 
@@ -194,6 +195,17 @@ fn write_options(b: &mut Builder<'_>, kind: Kind) -> Option<(u8, Table)> {
         Kind::Mean => {
             let keep = |b: &mut Builder<'_>| b.push_slot_always(schema::reducer::KEEP_DIMS, true);
             Some((schema::options::REDUCER, table(b, keep)))
+        }
+        Kind::FullyConnected => {
+            let options = table(b, |b| {
+                b.push_slot_always(schema::fully_connected::KEEP_RANK, true);
+                b.push_slot_always(schema::fully_connected::ASYMMETRIC, true);
+            });
+            Some((schema::options::FULLY_CONNECTED, options))
+        }
+        Kind::Softmax => {
+            let beta = |b: &mut Builder<'_>| b.push_slot_always(schema::softmax::BETA, 1.0_f32);
+            Some((schema::options::SOFTMAX, table(b, beta)))
         }
         _ => None,
     }

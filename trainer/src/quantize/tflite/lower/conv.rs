@@ -73,9 +73,25 @@ impl Lowering<'_> {
         let name = argument(node, 0)?;
         let value = self.value(name)?;
         let input = self.real(value, &format!("{name}.real"));
+        let weight = argument(node, 1)?;
+        let bias = match node.input.get(2) {
+            Some(name) => self.graph.floats(name)?,
+            None => vec![0.0; self.graph.weight_shape(weight)?[0]],
+        };
+        let weight = self.graph.floats(weight)?;
+        self.plain_conv(node, input, weight, bias, &node.output[0])
+    }
+
+    /// A convolution of floats, placed as `node` says.
+    pub(super) fn plain_conv(
+        &mut self,
+        node: &NodeProto,
+        input: usize,
+        weight: Vec<f32>,
+        bias: Vec<f32>,
+        output: &str,
+    ) -> Result<Value, String> {
         let geometry = Geometry::of(self.graph, node, argument(node, 1)?)?;
-        let weight = self.graph.floats(argument(node, 1)?)?;
-        let bias = self.graph.floats(argument(node, 2)?)?;
         geometry.check(weight.len(), bias.len())?;
         let weight = Tensor {
             data: geometry.reorder(&weight, f32::to_le_bytes),
@@ -88,7 +104,15 @@ impl Lowering<'_> {
             quantization: None,
             data: bias.iter().flat_map(|value| value.to_le_bytes()).collect(),
         };
-        self.conv(node, input, &geometry, [weight, bias], None)
+        let node = NodeProto {
+            output: vec![output.into()],
+            ..node.clone()
+        };
+        let value = self.conv(&node, input, &geometry, [weight, bias], None)?;
+        if let Value::Tensor(tensor) = value {
+            self.pictures.insert(tensor);
+        }
+        Ok(value)
     }
 
     fn conv(

@@ -126,6 +126,27 @@ fn operator(table: Table<'_>, codes: &[Table<'_>]) -> Operator {
             (Kind::Mean, 27)
         }
         (114, None) => (Kind::Quantize, 0),
+        (9, Some(options)) => {
+            let flags = [
+                schema::fully_connected::KEEP_RANK,
+                schema::fully_connected::ASYMMETRIC,
+            ];
+            assert_eq!(flags.map(|flag| options.byte(flag)), [1, 1]);
+            (Kind::FullyConnected, 8)
+        }
+        (25, Some(options)) => {
+            assert_eq!(options.u32(schema::softmax::BETA), 1.0_f32.to_bits());
+            (Kind::Softmax, 9)
+        }
+        (14, None) => (Kind::Logistic, 0),
+        (18, None) => (Kind::Mul, 0),
+        (39, None) => (Kind::Transpose, 0),
+        (41, None) => (Kind::Sub, 0),
+        (42, None) => (Kind::Div, 0),
+        (65, None) => (Kind::Slice, 0),
+        (75, None) => (Kind::Sqrt, 0),
+        (126, None) => (Kind::BatchMatMul, 0),
+        (150, None) => (Kind::Gelu, 0),
         (other, _) => panic!("operation {other}"),
     };
     assert_eq!(which, expected);

@@ -1,5 +1,7 @@
 //! A network as it was read back, run by the definition of each operator.
 
+mod rows;
+
 use super::super::model::{Element, Kind, Padding, Quantization, Step};
 use super::read::{File, Tensor};
 
@@ -29,9 +31,23 @@ pub fn run(file: &File, image: &[f32]) -> Vec<f32> {
                 Some(multiplier),
                 &|i| real(i),
             ),
-            Kind::Add => real(0).iter().zip(real(1)).map(|(a, b)| a + b).collect(),
+            Kind::Add | Kind::Sub | Kind::Mul | Kind::Div => {
+                let operands =
+                    [0, 1].map(|i| rows::broadcast(&tensor(i).shape, &real(i), &to.shape));
+                rows::binary(operator.kind, operands)
+            }
+            Kind::Mean if tensor(0).shape.len() < 4 => rows::mean(tensor(0), &real(0), value(1)),
             Kind::Mean => mean(&real(0), to.shape[3], value(1)),
+            Kind::Pad if tensor(0).shape.len() < 4 => rows::pad(tensor(0), &real(0), value(1)),
             Kind::Pad => pad(tensor(0), &real(0), value(1)),
+            Kind::FullyConnected => rows::fully_connected(tensor(1), [real(0), real(1), real(2)]),
+            Kind::BatchMatMul => rows::batch_product([tensor(0), tensor(1)], [real(0), real(1)]),
+            Kind::Softmax => rows::softmax(tensor(0), &real(0)),
+            Kind::Transpose => rows::transpose(tensor(0), &real(0), value(1)),
+            Kind::Slice => rows::slice(tensor(0), &real(0), [value(1), value(2)]),
+            Kind::Sqrt => real(0).iter().map(|x| x.sqrt()).collect(),
+            Kind::Logistic => real(0).iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
+            Kind::Gelu => real(0).iter().map(|x| x * rows::normal(*x)).collect(),
             Kind::Relu => real(0).iter().map(|x| x.max(0.0)).collect(),
             Kind::Relu6 => real(0).iter().map(|x| x.clamp(0.0, 6.0)).collect(),
             Kind::Quantize | Kind::Dequantize => real(0),
