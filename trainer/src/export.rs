@@ -89,6 +89,12 @@ pub enum ExportError {
     /// The encoder has no form of the precision asked for.
     #[error(transparent)]
     Encoder(#[from] NotConvolutional),
+    /// Fine-tuning with the rounding inside is for convolutional encoders.
+    #[error(
+        "--qat-epochs: transformers are not fine-tuned with the rounding inside; --search compares \
+         ways of quantising them"
+    )]
+    Aware,
     /// The data set is not the one the run was trained on.
     #[error(
         "the data set has digest {got}, the run was trained on {expected}; restore the data, or train again"
@@ -233,8 +239,8 @@ impl Export<'_> {
         let stage = self.options.stage;
         let network = Float::of(self.model, self.config.preprocess.size as usize)?;
         let wants_int8 = self.options.precision == Precision::Int8;
-        if wants_int8 && matches!(self.model.encoder(), ImageEncoder::ResNet(_)) {
-            return Err(NotConvolutional.into());
+        if wants_int8 {
+            self.check_int8()?;
         }
         stage("comparing the exported network with the trained one");
         let float = self.encode(Precision::F32, &network.bytes)?;
@@ -294,6 +300,15 @@ impl Export<'_> {
         let manifest = self.manifest(interval, reports, &exported.evidence);
         self.write(&manifest, &contents)?;
         Ok(exported)
+    }
+
+    /// What is asked must be possible for this kind of encoder.
+    fn check_int8(&self) -> Result<(), ExportError> {
+        match self.model.encoder() {
+            ImageEncoder::ResNet(_) => Err(NotConvolutional.into()),
+            ImageEncoder::Vit(_) if self.options.int8.aware_epochs > 0 => Err(ExportError::Aware),
+            _ => Ok(()),
+        }
     }
 
     fn encode(&self, precision: Precision, bytes: &[u8]) -> Result<Encoded, ExportError> {

@@ -184,6 +184,12 @@ fn sensitive_layers_stay_in_floats() {
         );
         tflite::add(&out).unwrap();
         if model == VIT {
+            let aware = Wanted {
+                aware_epochs: 1,
+                ..Wanted::default()
+            };
+            let refused = export_as(&run_folder, &out, Precision::Int8, aware).unwrap_err();
+            assert!(matches!(refused, ExportError::Aware), "{refused}");
             continue;
         }
         // Nothing is that near: every way is tried, then more and more layers stay in floats.
