@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
 use super::{Answer, Sink, SinkError};
+use crate::capture::without_password;
 use threshold::Threshold;
 
 pub use threshold::{Edge, ThresholdSettings};
@@ -98,6 +99,7 @@ impl TriggerSettings {
                     .into(),
             ),
             (None, Some(url)) if !url.starts_with("http://") && !url.starts_with("https://") => {
+                let url = without_password(url);
                 Err(format!("webhook: {url:?} begins with neither http:// nor https://"))
             }
             _ => Ok(()),

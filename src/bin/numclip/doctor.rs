@@ -12,6 +12,8 @@ use serde::Serialize;
 use crate::exit::Exit;
 use crate::settings_args::SettingsArgs;
 use crate::table::columns;
+#[cfg(feature = "http")]
+use crate::web::WebArgs;
 
 /// Check this machine: model, engines, camera, heat, disk, broker.
 ///
@@ -24,6 +26,9 @@ use crate::table::columns;
 pub struct Args {
     #[command(flatten)]
     settings: SettingsArgs,
+    #[cfg(feature = "http")]
+    #[command(flatten)]
+    web: WebArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -59,7 +64,7 @@ struct Report {
 /// # Errors
 /// When standard output cannot be written.
 pub fn run(args: &Args) -> Result<Exit> {
-    let checks = match args.settings.settings() {
+    let checks = match settings(args) {
         Ok(settings) => check(args, &settings),
         Err(error) => vec![Check::fail(
             "settings",
@@ -74,6 +79,14 @@ pub fn run(args: &Args) -> Result<Exit> {
     };
     anstream::stdout().lock().write_all(text.as_bytes())?;
     Ok(if passed { Exit::Done } else { Exit::Failed })
+}
+
+fn settings(args: &Args) -> Result<Settings> {
+    #[cfg_attr(not(feature = "http"), expect(unused_mut))]
+    let mut settings = args.settings.settings()?;
+    #[cfg(feature = "http")]
+    args.web.apply(&mut settings.http);
+    Ok(settings)
 }
 
 fn check(args: &Args, settings: &Settings) -> Vec<Check> {
