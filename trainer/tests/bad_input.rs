@@ -141,5 +141,5 @@ fn the_task_files_that_ship_can_be_read() {
         );
         read += 1;
     }
-    assert_eq!(read, 7);
+    assert_eq!(read, 8);
 }
