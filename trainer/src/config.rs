@@ -298,12 +298,12 @@ impl Config {
     fn parse(
         path: &Path,
         change: impl FnOnce(&mut toml::Table),
-        check: impl FnOnce(&Self) -> Result<(), ConfigErrorKind>,
+        check_written: impl FnOnce(&Self) -> Result<(), ConfigErrorKind>,
     ) -> Result<Self, ConfigError> {
         let parse = || -> Result<Self, ConfigErrorKind> {
             let text = std::fs::read_to_string(path)?;
             // Parsed twice: errors of the text itself keep their line.
-            let _: Self = toml::from_str(&text)?;
+            let written: Self = toml::from_str(&text)?;
             let mut table: toml::Table = toml::from_str(&text)?;
             change(&mut table);
             let mut config: Self = table.clone().try_into()?;
@@ -311,7 +311,7 @@ impl Config {
             config.resolve(path.parent().unwrap_or(Path::new("")))?;
             config.follow_checkpoint(&table)?;
             config.check()?;
-            check(&config)?;
+            check_written(&written)?;
             Ok(config)
         };
         parse().map_err(|kind| ConfigError {

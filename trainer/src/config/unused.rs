@@ -1,11 +1,13 @@
 //! Keys that other keys leave without effect.
 //!
-//! A task file must not have them: whoever wrote them expects something of them. The files that
-//! runs keep are read all the same, for older trainers took them.
+//! A task file must not have them: whoever wrote them expects something of them. Changes to it by
+//! flags may leave some behind, for a comparison switches things off. The files that runs keep are
+//! read all the same.
 
 use super::check::require;
 use super::{Config, ConfigErrorKind, LossWeights};
 use crate::data::Weighting;
+use crate::model::Architecture;
 use crate::text::{Placement, TextConfig};
 
 impl Config {
@@ -32,9 +34,9 @@ impl Config {
                 &prompt,
             )?;
         }
+        let has_weights = text.weights.is_some() || self.model.architecture == Architecture::Clip;
         require(
-            text.tower == TextConfig::default()
-                || (text.embeddings.is_none() && text.weights.is_none()),
+            text.tower == TextConfig::default() || (text.embeddings.is_none() && !has_weights),
             "text.tower",
             "none beside text.embeddings, text.weights or a CLIP checkpoint in model.init: it is \
              the size of a tower with random weights",
