@@ -6,10 +6,12 @@
 //! worked out when the geometry changes, and memory is used again: frame after
 //! frame of one size nothing is allocated.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 use std::f64::consts::PI;
 
@@ -21,8 +23,8 @@ use crate::view::Region;
 const GROUP: usize = 4;
 /// Rows that a kernel works on at once.
 const ROWS: usize = 4;
-/// Bytes beyond a row that a kernel may read: 16 are loaded for a group's 12.
-const SLACK: usize = 4;
+/// Bytes beyond a row that a kernel may read: 32 are loaded for eight pixels' 24.
+const SLACK: usize = 8;
 /// Columns of bytes that are summed at a time.
 const BLOCK: usize = 64;
 
@@ -53,9 +55,22 @@ impl From<Filter> for Sampling {
     }
 }
 
+/// The instructions that pictures are resampled with; all give the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    Plain,
+}
+
 /// Resamples, keeping weights and memory from one picture to the next.
 #[derive(Default)]
 pub(super) struct Resampler {
+    isa: Isa,
     x: Axis,
     y: Axis,
     /// Rows done, columns not: `[rows, x.keep, 3]`.
@@ -76,6 +91,38 @@ struct Axis {
     precision: u32,
     /// The weights as they were before rounding: `[keep, taps]`.
     exact: Vec<f64>,
+}
+
+impl Default for Isa {
+    fn default() -> Self {
+        Self::there()[0]
+    }
+}
+
+impl Isa {
+    /// What this machine has, the fastest first.
+    #[cfg(target_arch = "x86_64")]
+    fn there() -> &'static [Self] {
+        let wide = is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vbmi")
+            && is_x86_feature_detected!("avx512vnni");
+        match (is_x86_feature_detected!("avx2"), wide) {
+            (true, true) => &[Self::Avx512, Self::Avx2, Self::Plain],
+            (true, false) => &[Self::Avx2, Self::Plain],
+            (false, _) => &[Self::Plain],
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn there() -> &'static [Self] {
+        &[Self::Neon, Self::Plain]
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn there() -> &'static [Self] {
+        &[Self::Plain]
+    }
 }
 
 impl Resampler {
@@ -101,7 +148,7 @@ impl Resampler {
         for (row, target) in target.chunks_exact_mut(line).enumerate() {
             let (start, weights) = self.y.pixel(row);
             let lines = &self.between[(start - first) * line..];
-            sum_lines(weights, self.y.precision, lines, target);
+            sum_lines(self.isa, (weights, self.y.precision), lines, target);
         }
     }
 
@@ -117,7 +164,12 @@ impl Resampler {
                 &pixels[(top + row) * stride + left..]
             };
             if target.len() == ROWS * line && row(ROWS - 1).len() >= needed {
-                stretch(&self.x, std::array::from_fn::<_, ROWS, _>(row), target);
+                stretch(
+                    self.isa,
+                    &self.x,
+                    std::array::from_fn::<_, ROWS, _>(row),
+                    target,
+                );
                 continue;
             }
             for (at, target) in target.chunks_exact_mut(line).enumerate() {
@@ -126,7 +178,7 @@ impl Resampler {
                 self.edge.clear();
                 self.edge.extend_from_slice(pixels);
                 self.edge.resize(needed, 0);
-                stretch(&self.x, [&self.edge[..]], target);
+                stretch(self.isa, &self.x, [&self.edge[..]], target);
             }
         }
     }
@@ -254,7 +306,7 @@ fn sinc(x: f64) -> f64 {
 
 /// Brings `R` rows, each of at least `axis.width()` pixels and [`SLACK`] bytes,
 /// to the width of `target`, where they stand one after the other.
-fn stretch<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mut [u8]) {
+fn stretch<const R: usize>(isa: Isa, axis: &Axis, rows: [&[u8]; R], target: &mut [u8]) {
     let needed = 3 * axis.width() + SLACK;
     assert!(
         rows.iter().all(|row| row.len() >= needed),
@@ -265,20 +317,21 @@ fn stretch<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mut [u8]) {
         R * 3 * axis.starts.len(),
         "the target holds the rows"
     );
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: AVX2 is there, and the lengths were checked above.
-        return unsafe { x86::stretch(axis, rows, target) };
+    match isa {
+        // SAFETY: `there` has seen the instructions, and the lengths were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::stretch(axis, rows, target) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::stretch(axis, rows, target) },
+        // SAFETY: NEON is part of the architecture, and the lengths were checked above.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => unsafe { neon::stretch(axis, rows, target) },
+        Isa::Plain => stretch_plain(axis, rows, target),
     }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: NEON is part of the architecture, and the lengths were checked above.
-    return unsafe { neon::stretch(axis, rows, target) };
-    #[cfg(not(target_arch = "aarch64"))]
-    stretch_plain(axis, rows, target);
 }
 
 /// [`stretch`] in plain Rust: what the kernels must equal.
-#[cfg(any(test, not(target_arch = "aarch64")))]
 fn stretch_plain<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mut [u8]) {
     let line = target.len() / R;
     for (row, target) in rows.into_iter().zip(target.chunks_exact_mut(line)) {
@@ -298,18 +351,21 @@ fn stretch_plain<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mut [u8
 }
 
 /// `target` = the sum of `lines`, one for each weight and as long as `target`,
-/// times their weights.
-fn sum_lines(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8]) {
+/// times their weights, of which the precision is given.
+fn sum_lines(isa: Isa, (weights, precision): (&[i16], u32), lines: &[u8], target: &mut [u8]) {
     assert!(
         lines.len() >= weights.len() * target.len(),
         "a line for each weight"
     );
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: AVX2 is there, and the lengths were checked above.
-        return unsafe { x86::sum_lines(weights, precision, lines, target) };
+    match isa {
+        // SAFETY: `there` has seen the instructions, and the lengths were checked above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::sum_lines(weights, precision, lines, target) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::sum_lines(weights, precision, lines, target) },
+        _ => sum_columns(weights, precision, lines, target, 0),
     }
-    sum_columns(weights, precision, lines, target, 0);
 }
 
 /// [`sum_lines`] in plain Rust, for the columns of bytes from `first` on.
@@ -327,6 +383,23 @@ fn sum_columns(weights: &[i16], precision: u32, lines: &[u8], target: &mut [u8],
         for (level, sum) in target.iter_mut().zip(sums) {
             *level = to_level(*sum, precision);
         }
+    }
+}
+
+/// The `R` lines that stand one after the other in `target`.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn lines_of<const R: usize>(target: &mut [u8]) -> [&mut [u8]; R] {
+    let mut lines = target.chunks_exact_mut(target.len() / R);
+    std::array::from_fn(|_| lines.next().unwrap_or_default())
+}
+
+/// Puts a pixel's three levels into its line. A fourth byte goes along where
+/// there is room, as four are quicker than three: the next pixel's own goes over it.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn put(line: &mut [u8], pixel: usize, levels: [u8; 4]) {
+    match line.get_mut(3 * pixel..3 * pixel + 4) {
+        Some(target) => target.copy_from_slice(&levels),
+        None => line[3 * pixel..].copy_from_slice(&levels[..3]),
     }
 }
 

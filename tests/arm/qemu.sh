@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs the int8 engine's tests, and the golden vectors of a bundle, on emulated
-# ARM processors: one with plain NEON, one with dot products, one with matrix
-# products of bytes. Emulation tells whether results are right, not how fast
-# they come.
+# Runs the tests of the int8 engine and of the resampler, and the golden vectors
+# of a bundle, on emulated ARM processors: one with plain NEON, one with dot
+# products, one with matrix products of bytes. Emulation tells whether results
+# are right, not how fast they come.
 #
 #     rustup target add aarch64-unknown-linux-gnu
 #     sudo apt-get install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
@@ -41,7 +41,7 @@ check() {
   shift
   printf '\n== %s: %s\n' "$cpu" "$*"
   CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $cpu -L $sysroot" \
-    cargo test "${build[@]}" --lib int8
+    cargo test "${build[@]}" --lib -- int8 resample
   for isa in neon-i8mm neon-dotprod neon scalar; do
     if [[ " $* " == *" $isa "* ]]; then
       NUMCLIP_ISA=$isa on "$cpu" "$numclip" verify "$bundle"

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Axis, GROUP, half};
+use super::{Axis, GROUP, half, lines_of, put};
 
 /// Bytes of two pixels as four 16-bit channels each, the last of them zero;
 /// beyond 15 a table gives zero.
@@ -16,7 +16,7 @@ const PIXELS_2_3: [u8; 16] = [6, 99, 7, 99, 8, 99, 99, 99, 9, 99, 10, 99, 11, 99
 /// and `target` 3 bytes for each row and pixel of the axis.
 #[target_feature(enable = "neon")]
 pub unsafe fn stretch<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mut [u8]) {
-    let line = target.len() / R;
+    let mut lines = lines_of::<R>(target);
     // SAFETY: each table has 16 bytes.
     let tables = unsafe { [vld1q_u8(PIXELS_0_1.as_ptr()), vld1q_u8(PIXELS_2_3.as_ptr())] };
     let rounding = vdupq_n_s32(half(axis.precision));
@@ -40,11 +40,11 @@ pub unsafe fn stretch<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mu
                 *sum = vmlal_lane_s16::<3>(*sum, vget_high_s16(second), weights);
             }
         }
-        for (row, sum) in sums.into_iter().enumerate() {
+        for (line, sum) in lines.iter_mut().zip(sums) {
             let levels = vqmovun_s32(vshlq_s32(sum, shift));
             let levels = vqmovn_u16(vcombine_u16(levels, levels));
             let levels = vget_lane_u32::<0>(vreinterpret_u32_u8(levels)).to_le_bytes();
-            target[row * line + 3 * pixel..][..3].copy_from_slice(&levels[..3]);
+            put(line, pixel, levels);
         }
     }
 }

@@ -137,15 +137,21 @@ proptest! {
             let rows = std::array::from_fn(|row| &frame.pixels()[row * line..][..line]);
             let mut got = vec![0; ROWS * 3 * full as usize];
             let mut expected = got.clone();
-            stretch::<ROWS>(&axis, rows, &mut got);
             stretch_plain::<ROWS>(&axis, rows, &mut expected);
-            prop_assert!(got == expected, "{filter:?} rows");
+            for isa in Isa::there() {
+                got.fill(0);
+                stretch::<ROWS>(*isa, &axis, rows, &mut got);
+                prop_assert!(got == expected, "{filter:?} rows, {isa:?}");
+            }
             let (_, weights) = axis.pixel(0);
             let lines = noise(50, weights.len() as u32, seed);
-            let (mut got, mut expected) = ([0; 150], [0; 150]);
-            sum_lines(weights, axis.precision, lines.pixels(), &mut got);
+            let mut expected = [0; 150];
             sum_columns(weights, axis.precision, lines.pixels(), &mut expected, 0);
-            prop_assert!(got == expected, "{filter:?} columns");
+            for isa in Isa::there() {
+                let mut got = [0; 150];
+                sum_lines(*isa, (weights, axis.precision), lines.pixels(), &mut got);
+                prop_assert!(got == expected, "{filter:?} columns, {isa:?}");
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Axis, GROUP, half};
+use super::{Axis, GROUP, half, lines_of, put};
 
 /// Columns of bytes that are summed at a time.
 const COLUMNS: usize = 32;
@@ -14,7 +14,7 @@ const COLUMNS: usize = 32;
 /// and `target` 3 bytes for each row and pixel of the axis.
 #[target_feature(enable = "avx2")]
 pub unsafe fn stretch<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mut [u8]) {
-    let line = target.len() / R;
+    let mut lines = lines_of::<R>(target);
     // Bytes of two pixels as pairs of 16 bits, channel by channel: pixels 0
     // and 1 in the lower half, 2 and 3 in the upper.
     #[rustfmt::skip]
@@ -41,7 +41,7 @@ pub unsafe fn stretch<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mu
                 *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(levels, weights));
             }
         }
-        for (row, sum) in sums.into_iter().enumerate() {
+        for (line, sum) in lines.iter_mut().zip(sums) {
             let (low, high) = (
                 _mm256_castsi256_si128(sum),
                 _mm256_extracti128_si256::<1>(sum),
@@ -49,12 +49,12 @@ pub unsafe fn stretch<const R: usize>(axis: &Axis, rows: [&[u8]; R], target: &mu
             let sum = _mm_add_epi32(_mm_add_epi32(low, high), rounding);
             let levels = _mm_packs_epi32(_mm_sra_epi32(sum, shift), _mm_setzero_si128());
             let levels = _mm_cvtsi128_si32(_mm_packus_epi16(levels, levels)).to_le_bytes();
-            target[row * line + 3 * pixel..][..3].copy_from_slice(&levels[..3]);
+            put(line, pixel, levels);
         }
     }
 }
 
-/// As [`super::sum_lines_plain`].
+/// As [`super::sum_columns`].
 ///
 /// # Safety
 /// AVX2 must be there, and `lines` must hold a line for each weight.
