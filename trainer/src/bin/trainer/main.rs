@@ -72,7 +72,7 @@ fn main() -> ExitCode {
 
 /// The error of flags of a subcommand that do not go together.
 fn usage_error(subcommand: &str, message: &str) -> clap::Error {
-    let mut command = Cli::command();
+    let mut command = Cli::command().bin_name("trainer");
     command.build();
     let command = command.find_subcommand_mut(subcommand).cloned();
     let mut command = command.unwrap_or_else(Cli::command);
