@@ -25,7 +25,7 @@ pub use slots::{STATE, State};
 pub(crate) use slots::{is_digest, slot};
 pub use write::{Contents, write};
 #[cfg(feature = "flash")]
-pub(crate) use write::{half_bins_file, make_readable, stage, write_synced};
+pub(crate) use write::{half_bins_file, make_readable, stage, sync_parent, write_synced};
 
 /// Name of the manifest.
 pub const MANIFEST: &str = "bundle.toml";

@@ -29,6 +29,7 @@ use thiserror::Error;
 use crate::decode;
 use crate::frame::{Frame, PixelFormat};
 
+pub(crate) use address::without_password;
 pub use address::{AddressError, SourceAddress};
 pub use command::{Program, StreamFormat};
 pub use devices::{CameraFormat, CameraInfo, cameras};

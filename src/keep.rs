@@ -89,7 +89,7 @@ fn prepare(keep: &Keep) -> io::Result<()> {
         let entry = entry?;
         let file = entry.file_name();
         let file = file.to_string_lossy();
-        if file.starts_with(PREFIX) && !kept.iter().any(|name| *name == file) {
+        if is_ours(&file) && !kept.iter().any(|name| *name == file) {
             fs::remove_file(entry.path())?;
         }
     }
@@ -100,6 +100,19 @@ const PREFIX: &str = "picture-";
 
 fn name(index: usize) -> String {
     format!("{PREFIX}{index:04}.jpg")
+}
+
+/// Whether `file` has the name of a kept picture, or of one half written.
+/// Nobody else's file may go.
+fn is_ours(file: &str) -> bool {
+    let parts = file
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.split_once('.'));
+    parts.is_some_and(|(number, kind)| {
+        number.len() == 4
+            && number.bytes().all(|byte| byte.is_ascii_digit())
+            && matches!(kind, "jpg" | "new")
+    })
 }
 
 /// Writes what the model looks at, whole or not at all.
@@ -117,4 +130,29 @@ fn private(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     options.open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_kept_pictures_make_room() {
+        let place = tempfile::tempdir().unwrap();
+        let theirs = ["picture-holiday.jpg", "picture-12.jpg", "picture-0009.png"];
+        let ours = ["picture-0001.jpg", "picture-0009.jpg", "picture-0002.new"];
+        for file in theirs.iter().chain(&ours) {
+            fs::write(place.path().join(file), "").unwrap();
+        }
+        fs::create_dir(place.path().join("picture-folder")).unwrap();
+        let keep = Keep {
+            folder: place.path().into(),
+            frames: 2,
+            every: Duration::ZERO,
+        };
+        prepare(&keep).unwrap();
+        let is_there = |file: &&str| place.path().join(file).exists();
+        assert!(theirs.iter().all(is_there));
+        assert_eq!(ours.map(|file| is_there(&file)), [true, false, false]);
+    }
 }

@@ -322,18 +322,13 @@ impl Settings {
     /// # Errors
     /// [`DetectError`] when the detector cannot be loaded.
     pub fn live(&self) -> Result<live::Settings, DetectError> {
-        let is_live = self
-            .source
-            .address
-            .as_ref()
-            .is_none_or(SourceAddress::is_live);
         let seconds = Duration::from_secs_f32;
         Ok(live::Settings {
             pace: Pace {
                 interval: self.pace.fps.map(|fps| seconds(1.0 / fps)),
-                every_frame: self.pace.every_frame || !is_live,
+                every_frame: self.every_frame(),
             },
-            stall: is_live.then(|| seconds(self.source.stall)),
+            stall: self.is_live().then(|| seconds(self.source.stall)),
             framing: Framing {
                 turn: Turn::new(self.view.rotate.unwrap_or_default(), self.view.flip),
                 roi: self.view.roi,
@@ -347,6 +342,16 @@ impl Settings {
             subjects: self.detector.open()?,
             threads: self.model.threads,
         })
+    }
+
+    /// Whether no frame is passed over: asked for, or the source waits.
+    pub fn every_frame(&self) -> bool {
+        self.pace.every_frame || !self.is_live()
+    }
+
+    fn is_live(&self) -> bool {
+        let address = self.source.address.as_ref();
+        address.is_none_or(SourceAddress::is_live)
     }
 
     /// Has relative paths begin at `folder`.

@@ -340,6 +340,15 @@ fn a_whole_bundle_is_verified_and_described() {
     ] {
         assert!(ran.stdout.contains(part), "{part}: {}", ran.stdout);
     }
+    let manifest = place.path().join("model/bundle.toml");
+    let mut text = fs::read_to_string(&manifest).unwrap();
+    let second = text[text.find("[[report]]").unwrap()..].replace("k = 2.0", "k = 3.0");
+    text += &second[..second[1..]
+        .find("\n[[report")
+        .map_or(second.len(), |end| end + 1)];
+    fs::write(&manifest, text).unwrap();
+    let ran = numclip(place.path(), &["inspect", "model"]);
+    assert!(ran.stdout.contains("within 2"), "{}", ran.stdout);
     let described = &numclip(place.path(), &["inspect", "model", "--json"]).json()[0];
     assert_eq!(described["manifest"]["bins"]["bin"][2]["label"], "overripe");
 }

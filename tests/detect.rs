@@ -270,6 +270,14 @@ fn every_subject_gets_estimates_of_its_own() {
             .iter()
             .all(|record| record["smoothed"]["value"].is_number())
     );
+    let table = Command::new(assert_cmd::cargo::cargo_bin!("numclip"))
+        .current_dir(place.path())
+        .args(["run", "--model", "model", "--source", "photos"])
+        .args(flags)
+        .output()
+        .unwrap();
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert_eq!(table.matches("  subject 2\n").count(), 2, "{table}");
 }
 
 #[test]

@@ -102,6 +102,18 @@ fn a_doctor_finds_what_is_broken() {
     let (code, checks) = examine(&sick);
     assert_eq!(code, 1, "{checks:?}");
     assert_eq!(verdict(&checks, "source").as_deref(), Some("fail"));
+    for (more, name) in [
+        (["--detector", "none.onnx"], "detector"),
+        #[cfg(feature = "http")]
+        (["--http", "0.0.0.0:8080"], "page"),
+    ] {
+        let (code, checks) = examine(&more);
+        assert_eq!(
+            (code, verdict(&checks, name).as_deref()),
+            (1, Some("fail")),
+            "{checks:?}"
+        );
+    }
     #[cfg(feature = "mqtt")]
     {
         let (code, checks) = examine(&["--sink", "mqtt://127.0.0.1:1"]);

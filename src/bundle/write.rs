@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::serialize;
 use safetensors::tensor::{Dtype, TensorView};
@@ -124,29 +124,54 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Moves the staged folder into place. An older bundle is moved aside first
-/// and dropped afterwards, so that one of the two is always there.
+/// Moves the staged folder into place. An older bundle is dropped afterwards.
 fn replace(staged: tempfile::TempDir, directory: &Path) -> io::Result<()> {
     File::open(staged.path())?.sync_all()?;
     make_readable(staged.path())?;
-    let old = staged.path().with_extension("old");
-    let had_old = directory.exists();
-    if had_old {
-        fs::rename(directory, &old)?;
-    }
-    if let Err(error) = fs::rename(staged.path(), directory) {
-        if had_old {
-            fs::rename(&old, directory)?;
+    let old = match directory.exists() {
+        true => Some(exchange(staged, directory)?),
+        false => {
+            fs::rename(staged.path(), directory)?;
+            // The folder has its final name now; there is nothing left to clean up.
+            let _ = staged.keep();
+            None
         }
-        return Err(error);
-    }
-    // The folder has its final name now; there is nothing left to clean up.
-    let _ = staged.keep();
-    if had_old {
+    };
+    sync_parent(directory)?;
+    if let Some(old) = old {
         carry_over(&old, directory)?;
         fs::remove_dir_all(&old)?;
     }
     Ok(())
+}
+
+/// Puts the staged folder in place of `directory`, in one step where the system
+/// has one for that. Gives where the older one is now.
+fn exchange(staged: tempfile::TempDir, directory: &Path) -> io::Result<PathBuf> {
+    #[cfg(all(target_os = "linux", any(feature = "flash", feature = "live")))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let both = RenameFlags::EXCHANGE;
+        if renameat_with(CWD, staged.path(), CWD, directory, both).is_ok() {
+            return Ok(staged.keep());
+        }
+    }
+    let old = staged.path().with_extension("old");
+    fs::rename(directory, &old)?;
+    if let Err(error) = fs::rename(staged.path(), directory) {
+        fs::rename(&old, directory)?;
+        return Err(error);
+    }
+    let _ = staged.keep();
+    Ok(old)
+}
+
+/// Waits until the medium knows the name of what lies at `path`.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
 }
 
 /// Moves what was beside the old bundle's own files (samples, notes) to the

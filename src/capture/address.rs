@@ -203,6 +203,7 @@ fn parse_command(text: &str) -> Result<Program, String> {
         arguments: ["sh", "-c", command].map(String::from).to_vec(),
         format,
         live: true,
+        address: None,
     })
 }
 
@@ -247,20 +248,20 @@ fn split(text: &str) -> (&str, &str) {
     text.split_once('?').unwrap_or((text, ""))
 }
 
-fn without_password(text: &str) -> String {
-    // Network cameras take passwords in the query as well.
-    if let Some((scheme @ ("http" | "https"), rest)) = text.split_once("://") {
-        let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-        let path = rest.split(['?', '#']).next().unwrap_or_default();
-        return format!("{scheme}://{path}");
-    }
-    let hidden = || {
-        let (scheme, rest) = text.split_once("://")?;
-        let (login, host) = rest.split_once('@')?;
-        let (user, _) = login.split_once(':')?;
-        (!login.contains('/')).then(|| format!("{scheme}://{user}:…@{host}"))
+/// An address of the network without its password, and without its query, in
+/// which cameras take passwords as well.
+pub(crate) fn without_password(text: &str) -> String {
+    let network = |scheme: &str| matches!(scheme, "http" | "https" | "rtsp" | "rtsps" | "ftp");
+    let Some((scheme, rest)) = text.split_once("://").filter(|(s, _)| network(s)) else {
+        return text.into();
     };
-    hidden().unwrap_or_else(|| text.into())
+    // A password may hold any sign, the one before the host included.
+    let (login, host) = rest.rsplit_once('@').unwrap_or(("", rest));
+    let place = host.split(['?', '#']).next().unwrap_or_default();
+    match login.split_once(':') {
+        Some((user, _)) if scheme.starts_with("rtsp") => format!("{scheme}://{user}:…@{place}"),
+        _ => format!("{scheme}://{place}"),
+    }
 }
 
 /// `key=value&key`, each key at most once.
@@ -385,7 +386,11 @@ mod tests {
     #[test]
     fn passwords_are_never_shown() {
         let address: SourceAddress = "rtsp://me:secret@cam/1?x=2".parse().unwrap();
-        assert_eq!(address.to_string(), "rtsp://me:…@cam/1?x=2");
+        assert_eq!(address.to_string(), "rtsp://me:…@cam/1");
+        let address: SourceAddress = "rtsp://me:p@s/s@cam/1".parse().unwrap();
+        assert_eq!(address.to_string(), "rtsp://me:…@cam/1");
+        let address: SourceAddress = "rtsp://cam/1?user=me&password=x".parse().unwrap();
+        assert_eq!(address.to_string(), "rtsp://cam/1");
         assert!(!refused("ftp://me:secret@host").contains("secret"));
         assert!(!refused("https://me:sec/r@et@host/?a").contains("sec"));
         let address = format!("http://cam:81/x?user=me&pwd=secret#login={}", file!());

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use super::address::without_password;
 use super::jpeg::JpegStream;
 use super::stream::{lost, read_pixels, read_ppm};
 use super::{Encoding, Shot, Source, SourceError, Stopper};
@@ -34,6 +35,9 @@ pub struct Program {
     /// It writes at its own pace, and its end is a fault; otherwise it waits
     /// for its reader and its end is the end of the source.
     pub live: bool,
+    /// The argument that may hold a password. Where the program complains of
+    /// it, it is shown as [`without_password`] does.
+    pub address: Option<String>,
 }
 
 /// What a program writes.
@@ -61,6 +65,7 @@ pub struct Command {
     /// Closes when the program's standard error does.
     silent: Receiver<()>,
     live: bool,
+    address: Option<String>,
 }
 
 enum Output {
@@ -104,6 +109,7 @@ impl Command {
             complaint,
             silent,
             live: program.live,
+            address: program.address.clone(),
         })
     }
 
@@ -124,6 +130,10 @@ impl Command {
         let _ = self.silent.recv_timeout(LAST_WORDS);
         let complaint = self.complaint.lock();
         let complaint = complaint.unwrap_or_else(PoisonError::into_inner);
+        let complaint = match &self.address {
+            Some(address) => complaint.replace(address, &without_password(address)),
+            None => complaint.clone(),
+        };
         let reason = match complaint.as_str() {
             "" => status.to_string(),
             complaint => format!("{status}: {complaint}"),
@@ -221,6 +231,7 @@ mod tests {
             arguments: ["sh", "-c", command].map(String::from).to_vec(),
             format: StreamFormat::Pixels { size, format },
             live,
+            address: None,
         })
         .unwrap()
     }
@@ -247,9 +258,26 @@ mod tests {
             arguments: vec!["no-such-camera-program".into()],
             format: StreamFormat::Ppm,
             live: true,
+            address: None,
         };
         let error = Command::start(&missing).err().unwrap();
         assert!(error.to_string().contains("installed"), "{error}");
+    }
+
+    #[test]
+    fn a_password_is_left_out_of_complaints() {
+        let address = "rtsp://me:p@ss@cam/1";
+        let complaint = format!("echo {address}: refused >&2; exit 1");
+        let mut source = Command::start(&Program {
+            arguments: ["sh", "-c", &complaint].map(String::from).to_vec(),
+            format: StreamFormat::Ppm,
+            live: true,
+            address: Some(address.into()),
+        })
+        .unwrap();
+        let error = source.next(Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("rtsp://me:…@cam/1: refused"), "{error}");
+        assert!(!error.contains("p@ss"), "{error}");
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::fs::{self, Metadata};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use super::{Encoding, Shot, Source, SourceError};
+use super::{Encoding, Shot, Source, SourceError, Stopper};
 use crate::decode::{self, MAX_BYTES};
 
 /// How often a watched folder is looked at; a file is read once it has not
@@ -26,6 +28,9 @@ pub struct Folder {
     seen: HashMap<PathBuf, Stamp>,
     /// Files as they were at the last look.
     last: HashMap<PathBuf, Stamp>,
+    /// The last look found no folder.
+    is_away: bool,
+    is_stopped: Arc<AtomicBool>,
 }
 
 impl Folder {
@@ -40,6 +45,8 @@ impl Folder {
             waiting: Vec::new(),
             seen: HashMap::new(),
             last: HashMap::new(),
+            is_away: false,
+            is_stopped: Arc::default(),
         };
         if path.is_file() {
             folder.waiting.push(path.into());
@@ -56,10 +63,20 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Waits for files that are new or have changed, and are whole.
+    /// Looks for files that are new or have changed, and are whole. A folder
+    /// that is away (a medium, a share) is named once and looked for again;
+    /// what was given out before is remembered.
     fn look(&mut self) -> Result<(), SourceError> {
-        let lost = |error| SourceError::Lost(format!("{}: {error}", self.path.display()));
-        let files = list(&self.path).map_err(lost)?;
+        let files = match list(&self.path) {
+            Ok(files) => files,
+            Err(_) if self.is_away => return Ok(()),
+            Err(error) => {
+                self.is_away = true;
+                let path = self.path.display();
+                return Err(SourceError::Picture(format!("{path}: {error}")));
+            }
+        };
+        self.is_away = false;
         for (path, stamp) in files.iter().rev() {
             let whole = self.last.get(path) == Some(stamp);
             if whole && self.seen.get(path) != Some(stamp) {
@@ -77,6 +94,9 @@ impl Folder {
 impl Source for Folder {
     fn next(&mut self, mut buffer: Vec<u8>) -> Result<Shot, SourceError> {
         let path = loop {
+            if self.is_stopped.load(Ordering::SeqCst) {
+                return Err(SourceError::Lost("the folder is watched no more".into()));
+            }
             match self.waiting.pop() {
                 Some(path) => break path,
                 None if !self.watch => return Err(SourceError::End),
@@ -94,6 +114,11 @@ impl Source for Folder {
         let mut shot = Shot::now(buffer, Encoding::File);
         shot.name = Some(name.into());
         Ok(shot)
+    }
+
+    fn stopper(&self) -> Option<Stopper> {
+        let flag = Arc::clone(&self.is_stopped);
+        Some(Box::new(move || flag.store(true, Ordering::SeqCst)))
     }
 }
 
@@ -155,6 +180,36 @@ mod tests {
         assert_eq!(names(&mut source, 2), ["a.JPG", "b.png"]);
         assert_eq!(source.next(Vec::new()).unwrap_err(), SourceError::End);
         assert!(Folder::open(&place.path().join("none"), false).is_err());
+    }
+
+    #[test]
+    fn a_folder_that_goes_away_and_comes_back_gives_nothing_twice() {
+        let place = tempfile::tempdir().unwrap();
+        let [folder, away] = ["in", "away"].map(|name| place.path().join(name));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("a.png"), "1").unwrap();
+        let mut source = Folder::open(&folder, true).unwrap();
+        assert_eq!(names(&mut source, 1), ["a.png"]);
+        fs::rename(&folder, &away).unwrap();
+        let error = source.next(Vec::new()).unwrap_err();
+        assert!(matches!(error, SourceError::Picture(_)), "{error}");
+        source.look().unwrap();
+        fs::rename(&away, &folder).unwrap();
+        fs::write(folder.join("b.png"), "1").unwrap();
+        assert_eq!(names(&mut source, 1), ["b.png"]);
+    }
+
+    #[test]
+    fn a_watch_is_ended_from_another_thread() {
+        let place = tempfile::tempdir().unwrap();
+        let mut source = Folder::open(place.path(), true).unwrap();
+        let stop = source.stopper().unwrap();
+        let stopper = thread::spawn(move || {
+            thread::sleep(LOOK / 2);
+            stop();
+        });
+        assert!(source.next(Vec::new()).is_err());
+        stopper.join().unwrap();
     }
 
     #[test]

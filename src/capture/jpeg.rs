@@ -15,7 +15,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use crate::decode::MAX_SIDE;
+use crate::decode::{self, MAX_SIDE};
 use crate::frame::{Frame, PixelFormat};
 
 /// The longest picture that is waited for, in bytes.
@@ -268,6 +268,13 @@ pub fn decode(bytes: &[u8], mut pixels: Vec<u8>) -> Result<Frame, String> {
         else {
             return Err("no size in its header".into());
         };
+        if length as u64 > decode::MAX_BYTES {
+            let (width, height) = size;
+            let most = decode::MAX_BYTES >> 20;
+            return Err(format!(
+                "{width}×{height} pixels, more than {most} MiB of them"
+            ));
+        }
         pixels.resize(length, 0);
         decoder
             .decode_into(&mut pixels)
@@ -377,6 +384,19 @@ mod tests {
         let frame = decode(&bytes, memory).unwrap();
         assert_eq!(frame.pixels().as_ptr(), place);
         assert_eq!(frame.pixels().len(), 9 * 7 * 3);
+    }
+
+    #[test]
+    fn a_header_alone_takes_no_memory() {
+        let mut bytes = picture(1);
+        let frame = bytes
+            .windows(2)
+            .position(|pair| pair == [0xFF, 0xC0])
+            .unwrap();
+        // Height and width follow the marker, the length and the precision.
+        bytes[frame + 5..][..4].copy_from_slice(&[0x40, 0, 0x40, 0]);
+        let error = decode(&bytes, Vec::new()).unwrap_err();
+        assert!(error.contains("16384×16384 pixels"), "{error}");
     }
 
     #[test]

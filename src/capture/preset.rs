@@ -10,7 +10,10 @@ const FPS: [f32; 2] = [0.1, 1000.0];
 /// A network camera. Its whole address goes to ffmpeg.
 pub fn rtsp(address: &str) -> Program {
     let input = "-rtsp_transport tcp -fflags nobuffer -flags low_delay -i";
-    ffmpeg(input, address, true)
+    Program {
+        address: Some(address.into()),
+        ..ffmpeg(input, address, true)
+    }
 }
 
 /// A video file, every frame of it; `realtime` plays it at its own speed,
@@ -80,6 +83,7 @@ pub fn csi(sensor: &str, query: &Query<'_>) -> Result<Program, String> {
             format: PixelFormat::Rgb,
         },
         live: true,
+        address: None,
     })
 }
 
@@ -96,6 +100,7 @@ pub fn rpicam(camera: &str, query: &Query<'_>) -> Result<Program, String> {
         arguments: words(&command).collect(),
         format: StreamFormat::Mjpeg,
         live: true,
+        address: None,
     })
 }
 
@@ -112,6 +117,7 @@ fn ffmpeg(input: &str, address: &str, live: bool) -> Program {
             .collect(),
         format: StreamFormat::Ppm,
         live,
+        address: None,
     }
 }
 

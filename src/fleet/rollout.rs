@@ -221,7 +221,10 @@ impl Rollout {
             (Status::Running, Wish::Pause) => self.status = Status::Paused,
             (Status::Paused, Wish::Go) => self.status = Status::Running,
             (Status::Halted, _) if self.failed() <= self.tolerance(limits) => {
-                self.status = Status::Running;
+                self.status = match wish {
+                    Wish::Pause => Status::Paused,
+                    _ => Status::Running,
+                };
                 self.replace(
                     |standing| *standing == Standing::Withdrawn,
                     &Standing::Waiting,

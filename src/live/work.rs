@@ -23,9 +23,9 @@ use crate::view::{RegionError, View};
 /// Takes shots until the slot is closed; `send` hears of all that comes of
 /// them. As soon as there is another job, the next shot is its first.
 pub fn work(supply: &Supply, mut job: Job, mut send: impl FnMut(Event)) -> Result<(), LiveError> {
-    let (mut frame, mut next) = (0, None);
+    let (mut frame, mut tracks, mut next) = (0, Tracks::default(), None);
     loop {
-        let mut observer = Observer::new(supply, &job, frame)?;
+        let mut observer = Observer::new(supply, &job, (frame, tracks))?;
         let successor = loop {
             let Some(shot) = next.take().or_else(|| supply.slot.take()) else {
                 return Ok(());
@@ -48,7 +48,8 @@ pub fn work(supply: &Supply, mut job: Job, mut send: impl FnMut(Event)) -> Resul
                 supply.slot.rest(outlay.rest(budget));
             }
         };
-        frame = observer.frame;
+        (frame, tracks) = (observer.frame, observer.tracks);
+        tracks.clear();
         job = successor;
     }
 }
@@ -81,7 +82,7 @@ impl<'a> Observer<'a> {
     fn new(
         supply: &'a Supply,
         Job { pipeline, settings }: &'a Job,
-        frame: u64,
+        (frame, tracks): (u64, Tracks),
     ) -> Result<Self, LiveError> {
         let bundle = pipeline.bundle();
         let range = bundle.manifest().task.range;
@@ -99,7 +100,7 @@ impl<'a> Observer<'a> {
             scene: needs_scene.then(|| Scene::new(settings.motion)),
             smoother: smoother(settings, range),
             finder: detector.map(|detector| detector.finder()).transpose()?,
-            tracks: Tracks::default(),
+            tracks,
             readings: Pool::default(),
             frame,
         })

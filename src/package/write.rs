@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 
 use super::index::{Entry, Header, Index, Required, ShadowBudget};
 use super::{Package, PackageError};
-use crate::bundle::{Bundle, MANIFEST, ModelSection, sha256};
+use crate::bundle::{Bundle, MANIFEST, ModelSection, sha256, sync_parent};
 
 /// DEFLATE level: weights hardly shrink, so more effort gains nothing.
 const LEVEL: u8 = 6;
@@ -101,7 +101,7 @@ pub(crate) fn settle(file: NamedTempFile, path: &Path) -> Result<(), PackageErro
     let io = |error| PackageError::io(path, error);
     file.as_file().sync_all().map_err(io)?;
     file.persist(path).map_err(|error| io(error.error))?;
-    Ok(())
+    sync_parent(path).map_err(io)
 }
 
 /// The entry of a file, and its blob.

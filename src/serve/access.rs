@@ -8,6 +8,7 @@
 use std::fmt;
 use std::fs;
 use std::hint::black_box;
+use std::net::IpAddr;
 use std::path::Path;
 
 use axum::http::{HeaderMap, HeaderName, Uri, header};
@@ -208,7 +209,14 @@ fn is_this_machine(headers: &HeaderMap) -> bool {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     };
-    name.eq_ignore_ascii_case("localhost") || matches!(name, "127.0.0.1" | "[::1]")
+    let address = name
+        .strip_prefix('[')
+        .and_then(|name| name.strip_suffix(']'))
+        .unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost")
+        || address
+            .parse()
+            .is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
@@ -238,6 +246,8 @@ mod tests {
             ("localhost", Verdict::Enter),
             ("LocalHost:1", Verdict::Enter),
             ("[::1]:8080", Verdict::Enter),
+            ("127.0.0.2:8080", Verdict::Enter),
+            ("128.0.0.1:8080", Verdict::ForeignHost),
             ("evil.example:8080", Verdict::ForeignHost),
             ("127.0.0.1.evil.example", Verdict::ForeignHost),
             ("localhost:80:evil", Verdict::ForeignHost),

@@ -4,6 +4,7 @@ use std::fmt::{Display, Write as _};
 
 use super::health::{Histogram, LATENCIES};
 use super::screen::State;
+use crate::live::Counts;
 use crate::status::SinkStatus;
 
 /// Media type of what [`text`] gives.
@@ -20,6 +21,50 @@ pub fn text(state: &State, clients: &[(&str, usize)]) -> String {
     page.clients(clients);
     page.0
 }
+
+/// What is counted: the name of the metric, what it says, where it stands.
+type Count = (&'static str, &'static str, fn(&Counts) -> u64);
+
+const COUNTS: [Count; 8] = [
+    (
+        "frames_captured_total",
+        "Frames that the source gave.",
+        |counts| counts.captured,
+    ),
+    (
+        "frames_dropped_total",
+        "Frames that a fresher one replaced.",
+        |counts| counts.dropped,
+    ),
+    (
+        "frames_skipped_total",
+        "Frames that came sooner than wanted.",
+        |counts| counts.skipped,
+    ),
+    (
+        "frames_unchanged_total",
+        "Frames that showed nothing new.",
+        |counts| counts.unchanged,
+    ),
+    (
+        "frames_unusable_total",
+        "Frames that were no picture.",
+        |counts| counts.unusable,
+    ),
+    ("estimates_total", "Estimates made.", |counts| {
+        counts.readings
+    }),
+    (
+        "estimates_unread_total",
+        "Estimates that nobody took.",
+        |counts| counts.unread,
+    ),
+    (
+        "reconnects_total",
+        "Times that the source was opened again.",
+        |counts| counts.reconnects,
+    ),
+];
 
 #[derive(Default)]
 struct Page(String);
@@ -52,65 +97,27 @@ impl Page {
     }
 
     fn pipeline(&mut self, state: &State) {
-        use Kind::{Counter, Gauge};
-        let (status, counts) = (&state.status, &state.status.counts);
-        let gauges: [(&str, &str, f64); 4] = [
+        let (status, camera) = (&state.status, &state.camera);
+        let gauges = [
             (
                 "healthy",
                 "1 while frames come or need not.",
-                u8::from(state.camera.is_well()).into(),
+                u8::from(camera.is_well()).into(),
             ),
             ("fps", "Estimates in a second, of late.", status.fps.into()),
             ("silent_seconds", "Time since a frame came.", state.silent),
             ("uptime_seconds", "Time since the start.", status.uptime),
         ];
         for (name, help, value) in gauges {
-            self.one(name, Gauge, help, value);
+            let value: f64 = value;
+            self.one(name, Kind::Gauge, help, value);
         }
-        let counters = [
-            (
-                "frames_captured_total",
-                "Frames that the source gave.",
-                counts.captured,
-            ),
-            (
-                "frames_dropped_total",
-                "Frames that a fresher one replaced.",
-                counts.dropped,
-            ),
-            (
-                "frames_skipped_total",
-                "Frames that came sooner than wanted.",
-                counts.skipped,
-            ),
-            (
-                "frames_unchanged_total",
-                "Frames that showed nothing new.",
-                counts.unchanged,
-            ),
-            (
-                "frames_unusable_total",
-                "Frames that were no picture.",
-                counts.unusable,
-            ),
-            ("estimates_total", "Estimates made.", counts.readings),
-            (
-                "estimates_unread_total",
-                "Estimates that nobody took.",
-                counts.unread,
-            ),
-            (
-                "reconnects_total",
-                "Times that the source was opened again.",
-                counts.reconnects,
-            ),
-        ];
-        for (name, help, count) in counters {
-            self.one(name, Counter, help, count);
+        for (name, help, count) in COUNTS {
+            self.one(name, Kind::Counter, help, count(&status.counts));
         }
         if let Some(value) = state.value {
             let help = "The latest estimate, in the unit of the model.";
-            self.one("value", Gauge, help, value);
+            self.one("value", Kind::Gauge, help, value);
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::io::Cursor;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -68,14 +68,17 @@ impl Predictor {
         if !self.bucket.take() {
             return Err(Fault::too_fast());
         }
-        let busy = |_| Fault::busy("busy with other pictures; try again in a moment");
-        let _seat = self.seats.try_acquire().map_err(busy)?;
+        let busy = || Fault::busy("busy with other pictures; try again in a moment");
+        let _seat = self.seats.try_acquire().map_err(|_| busy())?;
         let picture = receive(headers, body).await?;
         let (reply, answer) = oneshot::channel();
         let gone = || Fault::new(StatusCode::INTERNAL_SERVER_ERROR, "the worker has ended");
-        self.jobs
-            .try_send(Job { picture, reply })
-            .map_err(|_| gone())?;
+        // Pictures of clients that have gone may still wait.
+        let sent = self.jobs.try_send(Job { picture, reply });
+        sent.map_err(|error| match error {
+            TrySendError::Full(_) => busy(),
+            TrySendError::Disconnected(_) => gone(),
+        })?;
         answer.await.map_err(|_| gone())?
     }
 }
@@ -126,8 +129,10 @@ fn serve(screen: &Screen, queue: &Receiver<Job>) {
         };
         waiting = Some(job);
         while let Some(job) = waiting.take_if(|_| Arc::ptr_eq(&pipeline, &screen.pipeline())) {
-            // Who has gone misses the answer.
-            let _ = job.reply.send(look(&pipeline, &mut worker, &job.picture));
+            // Who has gone wants no answer.
+            if !job.reply.is_closed() {
+                let _ = job.reply.send(look(&pipeline, &mut worker, &job.picture));
+            }
             waiting = queue.recv().ok();
         }
     }

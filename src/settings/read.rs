@@ -91,7 +91,7 @@ fn explained(message: &str) -> String {
 
 /// What stands in the file for something that is written as text.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected text or a number")]
 enum Written {
     Integer(i64),
     Number(f64),

@@ -74,11 +74,12 @@ impl Hub {
     }
 
     /// Starts a thread for `sink`; gives the number by which it can be
-    /// [removed](Self::remove).
+    /// [removed](Self::remove). A name that another sink has gets a number too.
     pub fn add(&self, name: String, sink: Box<dyn Sink>) -> u64 {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
-        let lane = Lane::start(number, name, sink, self.patient, &self.tell);
         let mut lanes = self.lock();
+        let name = unlike(&lanes, name);
+        let lane = Lane::start(number, name, sink, self.patient, &self.tell);
         *lanes = Arc::new(lanes.iter().cloned().chain([Arc::new(lane)]).collect());
         number
     }
@@ -141,6 +142,14 @@ impl Drop for Hub {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// `name`, or `name #2` and so on where there is a sink of that name.
+fn unlike(lanes: &[Arc<Lane>], name: String) -> String {
+    let is_free = |name: &String| lanes.iter().all(|lane| lane.name != *name);
+    let others = (2..).map(|number| format!("{name} #{number}"));
+    let mut names = std::iter::once(name.clone()).chain(others);
+    names.find(is_free).unwrap_or(name)
 }
 
 impl Lane {
@@ -322,6 +331,17 @@ mod tests {
             thread::sleep(Duration::from_millis(1));
         }
         hub.status()
+    }
+
+    #[test]
+    fn sinks_of_one_name_are_told_apart() {
+        let gate = Arc::default();
+        let hub = Hub::new(true, quiet());
+        for _ in 0..3 {
+            hub.add("exec:x".into(), Box::new(fake(&gate).0));
+        }
+        let names: Vec<String> = finish(&hub).into_iter().map(|sink| sink.name).collect();
+        assert_eq!(names, ["exec:x", "exec:x #2", "exec:x #3"]);
     }
 
     #[test]

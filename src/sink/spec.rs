@@ -15,6 +15,7 @@ use super::mqtt::{Mqtt, MqttSettings};
 use super::trigger::{Trigger, TriggerSettings};
 use super::{Sink, SinkError, Tell};
 use crate::bundle::Bundle;
+use crate::capture::without_password;
 use crate::status::Board;
 
 /// A sink and its settings.
@@ -62,6 +63,15 @@ pub struct Surroundings {
     pub tell: Tell,
 }
 
+/// The keys whose value is text, also where it looks like a number.
+const TEXT_KEYS: [&str; 6] = [
+    "ca",
+    "discovery",
+    "id",
+    "password_env",
+    "password_file",
+    "user",
+];
 /// The keys that may follow a command or a URL.
 const TRIGGER_KEYS: [&str; 6] = ["above", "below", "until", "hold", "every", "timeout"];
 
@@ -111,7 +121,7 @@ impl SinkSpec {
     }
 }
 
-/// The sink without its settings.
+/// The sink without its settings, and without what may be a password.
 impl fmt::Display for SinkSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -121,7 +131,10 @@ impl fmt::Display for SinkSpec {
             Self::Mqtt(mqtt) => f.write_str(&mqtt.url),
             Self::Trigger(trigger) => match (&trigger.command, &trigger.webhook) {
                 (Some(command), _) => write!(f, "exec:{command}"),
-                (_, url) => write!(f, "webhook:{}", url.as_deref().unwrap_or_default()),
+                (_, url) => {
+                    let url = without_password(url.as_deref().unwrap_or_default());
+                    write!(f, "webhook:{url}")
+                }
             },
         }
     }
@@ -133,7 +146,10 @@ impl FromStr for SinkSpec {
     fn from_str(text: &str) -> Result<Self, SpecError> {
         let spec = parse(text).and_then(|spec| spec.check().map(|()| spec));
         spec.map_err(|message| SpecError {
-            text: text.into(),
+            text: match text.strip_prefix("webhook:") {
+                Some(url) => format!("webhook:{}", without_password(url)),
+                None => text.into(),
+            },
             message,
         })
     }
@@ -190,12 +206,18 @@ fn settings<T: DeserializeOwned>(
     let mut table = Table::from_iter([(main.to_owned(), Value::String(value.into()))]);
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, "true"));
-        if table.insert(key.into(), plain(value)).is_some() {
+        let value = match TEXT_KEYS.contains(&key) {
+            true => Value::String(value.into()),
+            false => plain(value),
+        };
+        if table.insert(key.into(), value).is_some() {
             return Err(format!("{key} is given twice"));
         }
     }
     let settings = T::deserialize(Value::Table(table));
-    settings.map_err(|error| error.message().replace('`', ""))
+    // "invalid type: …\nin `key`\n"
+    let in_words = |text: String| text.trim_end().replace('\n', ", ").replace('`', "");
+    settings.map_err(|error| in_words(error.to_string()))
 }
 
 /// A number or a truth value where it looks like one, text otherwise.
@@ -239,6 +261,13 @@ mod tests {
         assert_eq!(hook.webhook.as_deref(), Some("http://host/x?id=1"));
     }
 
+    #[test]
+    fn secrets_of_webhooks_are_not_shown() {
+        let hook = "webhook:https://me:secret@host/x?token=secret?below=3";
+        let hook: SinkSpec = hook.parse().unwrap();
+        assert_eq!(hook.to_string(), "webhook:https://host/x");
+    }
+
     #[cfg(feature = "mqtt")]
     #[test]
     fn brokers_take_their_settings() {
@@ -246,7 +275,12 @@ mod tests {
         (mqtt.user, mqtt.password_env) = (Some("me".into()), Some("PASSWORD".into()));
         mqtt.buffer = Bytes(1000);
         let text = "mqtt://host:99/plant/one?user=me&password_env=PASSWORD&buffer=1kB";
-        assert_eq!(text.parse(), Ok(SinkSpec::Mqtt(mqtt)));
+        assert_eq!(text.parse(), Ok(SinkSpec::Mqtt(mqtt.clone())));
+        mqtt.user = Some("1001".into());
+        assert_eq!(
+            text.replace("=me", "=1001").parse(),
+            Ok(SinkSpec::Mqtt(mqtt))
+        );
     }
 
     #[test]
@@ -258,10 +292,16 @@ mod tests {
             ("json:a?rotat=1", "unknown field rotat"),
             ("json:a?keep=1&keep=2", "twice"),
             ("json:a?sync=-1", "sync"),
-            ("csv:a?daily=maybe", "expected a boolean"),
+            ("csv:a?daily=maybe", "expected a boolean, in daily"),
+            ("json:a?rotate", "expected a number of bytes, as 10MB"),
+            ("exec:x?above=high", "in above"),
             ("exec:", "no command"),
             ("exec:x?above=1&below=2", "one of them"),
             ("webhook:host/x", "neither http"),
+            (
+                "webhook:ftp://me:secret@host/x?key=secret",
+                "\"webhook:ftp://host/x\"",
+            ),
         ] {
             let error = text.parse::<SinkSpec>().unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");

@@ -20,7 +20,7 @@ const UNITS: [(&str, u64); 7] = [
 pub struct Bytes(pub u64);
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number of bytes, as 10MB or 512KiB")]
 enum Written {
     Number(u64),
     Text(String),

@@ -83,7 +83,11 @@ fn check(args: &Args, settings: &Settings) -> Vec<Check> {
     }
     checks.extend(parts::model(settings));
     checks.extend(parts::source(settings));
+    checks.extend(parts::detector(settings));
     checks.extend(parts::sinks(settings));
+    checks.extend(parts::kept(settings));
+    #[cfg(feature = "http")]
+    checks.extend(parts::page(settings));
     checks.extend(machine::checks());
     checks
 }

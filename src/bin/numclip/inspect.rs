@@ -148,7 +148,12 @@ fn precision(precision: Precision) -> &'static str {
 }
 
 fn reports(manifest: &Manifest) -> String {
-    let scores = &manifest.report[0].metrics.cumulative_score;
+    let bounds: Vec<f32> = manifest.report[0]
+        .metrics
+        .cumulative_score
+        .iter()
+        .map(|score| score.k)
+        .collect();
     let header = [
         "split",
         "precision",
@@ -159,18 +164,19 @@ fn reports(manifest: &Manifest) -> String {
         "top bin",
     ];
     let mut header: Vec<String> = header.map(String::from).to_vec();
-    header.extend(scores.iter().map(|score| format!("within {}", score.k)));
+    header.extend(bounds.iter().map(|k| format!("within {k}")));
     let mut rows = vec![header];
     rows.extend(
         manifest
             .report
             .iter()
-            .map(|report| measured(manifest, report)),
+            .map(|report| measured(manifest, report, &bounds)),
     );
     columns(&rows)
 }
 
-fn measured(manifest: &Manifest, report: &Report) -> Vec<String> {
+/// A report's row; `bounds` are those of the cumulative scores in the header.
+fn measured(manifest: &Manifest, report: &Report, bounds: &[f32]) -> Vec<String> {
     let metrics = &report.metrics;
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let mut row = vec![
@@ -182,12 +188,10 @@ fn measured(manifest: &Manifest, report: &Report) -> Vec<String> {
         percent(metrics.accuracy_expectation),
         percent(metrics.accuracy_argmax),
     ];
-    row.extend(
-        metrics
-            .cumulative_score
-            .iter()
-            .map(|score| percent(score.score)),
-    );
+    row.extend(bounds.iter().map(|k| {
+        let score = metrics.cumulative_score.iter().find(|score| score.k == *k);
+        score.map_or("–".into(), |score| percent(score.score))
+    }));
     row
 }
 

@@ -16,7 +16,7 @@ use numclip::verify::{
 use serde_json::{Value, json};
 
 use crate::EngineChoice;
-use crate::exit::Exit;
+use crate::exit::{Exit, UsageError};
 use crate::labels::LabelsArgs;
 use crate::table::{columns, padded, with_unit};
 use diagnosis::Diagnosis;
@@ -64,6 +64,10 @@ const EXAMPLES: &str = "Examples:
 pub fn run(args: &Args) -> Result<Exit> {
     #[cfg(feature = "flash")]
     if args.model.is_file() || args.trust.is_some() {
+        if args.diagnose || args.labels.csv.is_some() || args.engine.0.is_some() {
+            let reason = "a package is checked, not run: unpack it with `numclip unpack` and verify the folder";
+            return Err(UsageError(reason.into()).into());
+        }
         return crate::flash::verify_package(&args.model, args.trust.as_deref(), args.json);
     }
     let files = check_files(&args.model)?;

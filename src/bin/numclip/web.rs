@@ -1,5 +1,6 @@
 //! The flags of `numclip run` that open it to browsers.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,14 +56,22 @@ pub fn open(
     let Some(Place(address)) = settings.listen else {
         return Ok(None);
     };
-    let file = settings.token_file.as_deref();
-    let token = file.map(Token::read).transpose()?;
-    let listener = Listener::bind(address, token).map_err(usage)?;
+    let listener = listener(settings, address)?;
     let screen = Screen::new(Arc::clone(pipeline), Arc::clone(board), silence);
     Ok(Some(Web {
         listener,
         screen: Arc::new(screen),
     }))
+}
+
+/// Takes `address`, with the token of the settings.
+///
+/// # Errors
+/// As [`open`].
+pub fn listener(settings: &HttpSettings, address: SocketAddr) -> Result<Listener> {
+    let file = settings.token_file.as_deref();
+    let token = file.map(Token::read).transpose()?;
+    Listener::bind(address, token).map_err(usage)
 }
 
 impl Web {

@@ -109,6 +109,8 @@ fn a_halt_takes_back_what_was_asked_and_higher_limits_go_on() {
     assert_eq!((&*order.sha256, order.package), (OLD, None));
     assert_eq!(rollout.order("cam-099"), None);
     limits.failures = 10.0;
+    assert_eq!(rollout.step(&limits, Wish::Pause, 3), [""; 0]);
+    assert_eq!(rollout.status, Status::Paused);
     assert_eq!(rollout.step(&limits, Wish::Go, 3).len(), 8);
     assert_eq!(rollout.status, Status::Running);
 }

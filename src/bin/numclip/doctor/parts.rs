@@ -1,5 +1,7 @@
 //! What the settings name: model, source, sinks.
 
+#[cfg(feature = "http")]
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -10,12 +12,16 @@ use numclip::capture::{SourceAddress, SourceError, develop};
 use numclip::device::disk_free;
 use numclip::encode::Engine;
 use numclip::pipeline::Pipeline;
+#[cfg(feature = "http")]
+use numclip::serve::Place;
 use numclip::settings::Settings;
 use numclip::sink::SinkSpec;
 use numclip::sink::file::FileSettings;
 use numclip::verify::check;
 
 use super::Check;
+#[cfg(feature = "http")]
+use crate::web;
 
 /// How long a source may take for its first frame.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -156,6 +162,48 @@ fn look(address: &SourceAddress) -> Result<String, SourceError> {
     Ok(format!("{size}, {rate:.1} frames/s"))
 }
 
+/// The detector: opens it.
+pub fn detector(settings: &Settings) -> Option<Check> {
+    let path = settings.detector.path.as_ref()?.display().to_string();
+    Some(match settings.live() {
+        Ok(_) => Check::ok("detector", path),
+        Err(error) => Check::fail(
+            "detector",
+            error.to_string(),
+            "name a detector in ONNX with YuNet or UltraFace outputs",
+        ),
+    })
+}
+
+/// The folder of pictures for trials of later models.
+pub fn kept(settings: &Settings) -> Option<Check> {
+    let keep = &settings.keep;
+    let folder = keep.folder.display();
+    (keep.frames > 0).then(|| match may_write(&keep.folder) {
+        Ok(()) => Check::ok(
+            "kept pictures",
+            format!("{folder}: {} at most", keep.frames),
+        ),
+        Err(fault) => fault,
+    })
+}
+
+/// The page: its address and its token.
+#[cfg(feature = "http")]
+pub fn page(settings: &Settings) -> Option<Check> {
+    let Place(address) = settings.http.listen?;
+    // Its own port may be taken by the very service that is asked about.
+    let any_port = SocketAddr::new(address.ip(), 0);
+    Some(match web::listener(&settings.http, any_port) {
+        Ok(_) => Check::ok("page", format!("http://{address}")),
+        Err(error) => Check::fail(
+            "page",
+            format!("{address}: {error:#}"),
+            "correct --http and --http-token-file, or http.listen and http.token_file",
+        ),
+    })
+}
+
 /// Each sink, as far as it can be checked without sending anything.
 pub fn sinks(settings: &Settings) -> Vec<Check> {
     let sinks = match settings.sinks() {
@@ -185,10 +233,8 @@ fn sink(sink: &SinkSpec) -> Option<Check> {
 /// Room for a file and those that are put aside.
 fn disk(file: &FileSettings) -> Check {
     let path = file.path.display();
-    let folder = existing(&file.path);
-    if rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_err() {
-        let found = format!("{path}: no permission to write in {}", folder.display());
-        return Check::fail("file", found, "change its owner, or choose another folder");
+    if let Err(fault) = may_write(&file.path) {
+        return fault;
     }
     let needed = file.rotate.map_or(LITTLE_SPACE, |bytes| {
         bytes.0.saturating_mul(u64::from(file.keep) + 1)
@@ -206,6 +252,16 @@ fn disk(file: &FileSettings) -> Check {
         Some(free) => Check::ok("file", format!("{path}: {} MB free", free / 1_000_000)),
         None => Check::ok("file", path.to_string()),
     }
+}
+
+/// Whether something may be written at `path`.
+fn may_write(path: &Path) -> Result<(), Check> {
+    let folder = existing(path);
+    rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).map_err(|_| {
+        let (path, folder) = (path.display(), folder.display());
+        let found = format!("{path}: no permission to write in {folder}");
+        Check::fail("file", found, "change its owner, or choose another folder")
+    })
 }
 
 /// The nearest that is there: the file, its folder, or one above.

@@ -23,7 +23,9 @@ sha256sum "${1%var/lib/numclip}usr/local/bin/numclip" 2>/dev/null || echo none"#
 const TAKE: &str = r#"umask 022
 file=$1/staging/@SHA256@
 mkdir -p "$1/staging" && cat >> "$file" || exit 1
-[ "$(wc -c < "$file")" -eq @SIZE@ ] || { echo "error: the connection ended" >&2; exit 75; }
+size=$(wc -c < "$file")
+[ "$size" -le @SIZE@ ] || rm -f "$file"
+[ "$size" -eq @SIZE@ ] || { echo "error: the connection ended" >&2; exit 75; }
 if ! echo "@SHA256@  $file" | sha256sum -c > /dev/null 2>&1; then
   rm -f "$file"
   echo "error: the program was damaged on its way" >&2

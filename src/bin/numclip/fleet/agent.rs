@@ -138,10 +138,12 @@ impl Pulse {
 
 impl Args {
     fn settings(&self) -> Result<AgentSettings> {
+        let access = self.access.access()?;
         let broker = self.broker.as_ref().map(|url| {
             let mut broker = MqttSettings::new(url);
             broker.user.clone_from(&self.mqtt_user);
             broker.password_file.clone_from(&self.mqtt_password_file);
+            broker.ca.clone_from(&access.transport.ca);
             broker
         });
         if let Some(broker) = &broker {
@@ -155,7 +157,7 @@ impl Args {
             broker,
             watch: self.watch.clone(),
             every: self.every.0,
-            access: self.access.access()?,
+            access,
             allow: Allow {
                 downgrade: self.allow_downgrade,
                 any_clock: self.allow_any_clock,

@@ -35,8 +35,14 @@ impl Sink for Printer {
         }
         let source = reading.name.as_deref().unwrap_or(&answer.source);
         let bins = &self.bundle.manifest().bins.bin;
-        let estimate = &reading.timed.estimate;
-        let row = self.layout.row(source, estimate, bins, reading.truth);
+        let mut estimate = reading.timed.estimate.clone();
+        if let Some(smoothed) = reading.smoothed {
+            (estimate.value, estimate.interval) = (smoothed.value, smoothed.interval);
+        }
+        let mut row = self.layout.row(source, &estimate, bins, reading.truth);
+        if let Some(subject) = reading.subject {
+            row += &format!("  subject {}", subject.id);
+        }
         print(anstream::stdout().lock(), &row)
     }
 

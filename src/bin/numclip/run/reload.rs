@@ -80,15 +80,15 @@ fn prepare(
     mut around: Surroundings,
 ) -> Result<Next> {
     let settings = args.settings()?;
-    let live = settings.live()?;
     address(&settings)?;
-    if live.pace.every_frame != old.live()?.pace.every_frame {
+    if settings.every_frame() != old.every_frame() {
         bail!("a source that waits and one that does not cannot take turns; start numclip again");
     }
     #[cfg(feature = "http")]
     if settings.http != old.http {
         bail!("http cannot change while it serves; start numclip again");
     }
+    let live = settings.live()?;
     let pipeline = Arc::new(load(&settings)?);
     around.bundle = Arc::clone(pipeline.bundle());
     let (kept, new): (Vec<_>, Vec<_>) = outlets_of(&settings)?
