@@ -7,6 +7,8 @@
 mod check;
 mod clip;
 mod teacher;
+mod training;
+mod unused;
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::clip::Hints;
 use crate::clip::transformer::Precision;
-use crate::data::{Augment, Columns, LeakPolicy, Protocol, Sampling, SplitPlan, Weighting};
+use crate::data::{
+    Augment, Columns, LeakPolicy, Protocol, Sampling, SplitPlan, Unreadable, Weighting,
+};
 use crate::device;
 use crate::model::numclip::HeadConfig;
 use crate::model::{Architecture, EncoderConfig, Norm, Padding, tiny};
@@ -104,8 +108,9 @@ pub struct Data {
     /// What the images are, for the bundle's provenance.
     #[serde(default)]
     pub description: String,
-    /// Unreadable training images that are skipped with a warning before the
-    /// run stops.
+    /// Unreadable training images, unlabelled ones among them, that are skipped with a warning
+    /// before the run stops. One of validation or test always stops it: what is measured would
+    /// change in silence.
     #[serde(default)]
     pub max_unreadable: usize,
 }
@@ -282,10 +287,23 @@ impl Config {
         path: &Path,
         change: impl FnOnce(&mut toml::Table),
     ) -> Result<Self, ConfigError> {
+        Self::parse(path, change, Self::check_unused)
+    }
+
+    /// Reads the task file that a run keeps; one of an older trainer may hold keys without effect.
+    pub(crate) fn read_resolved(path: &Path) -> Result<Self, ConfigError> {
+        Self::parse(path, |_| {}, |_| Ok(()))
+    }
+
+    fn parse(
+        path: &Path,
+        change: impl FnOnce(&mut toml::Table),
+        check_written: impl FnOnce(&Self) -> Result<(), ConfigErrorKind>,
+    ) -> Result<Self, ConfigError> {
         let parse = || -> Result<Self, ConfigErrorKind> {
             let text = std::fs::read_to_string(path)?;
             // Parsed twice: errors of the text itself keep their line.
-            let _: Self = toml::from_str(&text)?;
+            let written: Self = toml::from_str(&text)?;
             let mut table: toml::Table = toml::from_str(&text)?;
             change(&mut table);
             let mut config: Self = table.clone().try_into()?;
@@ -293,6 +311,7 @@ impl Config {
             config.resolve(path.parent().unwrap_or(Path::new("")))?;
             config.follow_checkpoint(&table)?;
             config.check()?;
+            check_written(&written)?;
             Ok(config)
         };
         parse().map_err(|kind| ConfigError {
@@ -314,13 +333,10 @@ impl Config {
     }
 
     /// Errors counted as right in the cumulative scores: those of the task
-    /// file, or 1, 2, 5 and 10 % of the range.
+    /// file, or the default ones.
     pub fn thresholds(&self) -> Vec<f32> {
-        let [low, high] = self.task.range;
         match self.task.thresholds.is_empty() {
-            true => [0.01, 0.02, 0.05, 0.1]
-                .map(|share| share * (high - low))
-                .to_vec(),
+            true => default_thresholds(self.task.range),
             false => self.task.thresholds.clone(),
         }
     }
@@ -349,6 +365,13 @@ impl Config {
     }
 }
 
+/// Errors counted as right where a task names none: 1, 2, 5 and 10 % of its range.
+pub fn default_thresholds([low, high]: [f32; 2]) -> Vec<f32> {
+    [0.01, 0.02, 0.05, 0.1]
+        .map(|share| share * (high - low))
+        .to_vec()
+}
+
 /// 160 pixels from the middle of the shorter side; pixel levels become
 /// multiples of 1/128, which int8 represents exactly.
 fn default_plan() -> Plan {
@@ -369,6 +392,16 @@ impl Export {
             equalize: self.equalize,
             adaptive_rounding: self.adaptive_rounding,
             bias_correction: self.bias_correction,
+        }
+    }
+}
+
+impl Data {
+    /// What to do about training images that cannot be read.
+    pub fn unreadable(&self) -> Unreadable {
+        match self.max_unreadable {
+            0 => Unreadable::Stop,
+            limit => Unreadable::Skip(limit),
         }
     }
 }

@@ -20,13 +20,29 @@ use thiserror::Error;
 
 use crate::data::DataError;
 use crate::file::write_whole;
-use crate::fit::FitError;
-use crate::report::{EstimatePoint, Measured, NamedMetrics};
-
+use crate::fit::{FitError, Provenance, Run};
+use crate::report::{self, EstimatePoint, Measured, NamedMetrics};
 use crate::text::Ordinality;
 pub use bootstrap::{RESAMPLES, measures};
 pub use parts::parts;
 pub use subject::{Images, Subject, evaluate};
+
+/// Folder of the evaluations in that of a run.
+pub const FOLDER: &str = "eval";
+
+/// Whether the run in `folder` is trained to its end, measured and reported. An exported run has a
+/// report too, and need not be at its end.
+pub fn is_complete(folder: &Path) -> bool {
+    let is_measured = |provenance: &Provenance| match provenance.measured_split() {
+        Some(split) => Evaluation::files(&folder.join(FOLDER), split)
+            .iter()
+            .all(|file| file.is_file()),
+        None => true,
+    };
+    Run::is_trained(folder)
+        && folder.join(report::FILE_NAME).is_file()
+        && Run::read(folder).is_ok_and(|(_, _, provenance)| is_measured(&provenance))
+}
 
 /// One image: what is true and what was estimated, in the task's unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

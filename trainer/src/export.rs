@@ -30,9 +30,8 @@ use numclip::verify::{ReplayError, replay};
 use thiserror::Error;
 
 use crate::config::Config;
-use crate::fit::{
-    FitError, Prepared, Run, TeacherSource, Weights, embed_all, loader, prepare, untrained,
-};
+use crate::data::Unreadable;
+use crate::fit::{self, FitError, Prepared, Run, Weights, embed_all, loader, prepare, untrained};
 use crate::graph::ConvNet;
 use crate::model::numclip::NumClip;
 use crate::model::{Architecture, ImageEncoder, NotConvolutional};
@@ -97,10 +96,11 @@ pub enum ExportError {
     Aware,
     /// The data set is not the one the run was trained on.
     #[error(
-        "the data set has digest {got}, the run was trained on {expected}; restore the data, or train again"
+        "the images, their labels or their splits are not those the run was trained on (digest \
+         {got}, expected {expected}); restore the table and its images, or train again"
     )]
     Data {
-        /// Digest of the run.
+        /// Digest that the run keeps.
         expected: String,
         /// Digest now.
         got: String,
@@ -166,11 +166,9 @@ pub fn export(options: &Options<'_>) -> Result<Exported, ExportError> {
     let (run, config, recorded) = Run::read(options.run)?;
     let device = Device::flex();
     let prepared = prepare(&config, &device)?;
-    if prepared.digest != recorded.data_digest {
-        return Err(ExportError::Data {
-            expected: recorded.data_digest,
-            got: prepared.digest,
-        });
+    let [expected, got] = recorded.digests(&config, &prepared)?;
+    if expected != got {
+        return Err(ExportError::Data { expected, got });
     }
     let model = run
         .load(untrained(&config, &prepared, &device)?, options.weights)?
@@ -180,7 +178,7 @@ pub fn export(options: &Options<'_>) -> Result<Exported, ExportError> {
         prepared: &prepared,
         model: &model,
         options,
-        teacher: recorded.teacher.as_ref(),
+        recorded: &recorded,
     };
     export.run()
 }
@@ -230,33 +228,22 @@ struct Export<'a> {
     prepared: &'a Prepared,
     model: &'a NumClip,
     options: &'a Options<'a>,
-    /// The model that the run learned from.
-    teacher: Option<&'a TeacherSource>,
+    /// What the run was made from.
+    recorded: &'a fit::Provenance,
 }
 
 impl Export<'_> {
     fn run(&self) -> Result<Exported, ExportError> {
         let stage = self.options.stage;
         let network = Float::of(self.model, self.config.preprocess.size as usize)?;
-        let wants_int8 = self.options.precision == Precision::Int8;
-        if wants_int8 {
+        if self.options.precision == Precision::Int8 {
             self.check_int8()?;
         }
         stage("comparing the exported network with the trained one");
         let float = self.encode(Precision::F32, &network.bytes)?;
         self.check_fold(&float)?;
         let estimator = self.prepared.estimator(self.config, self.model, None)?;
-        let int8 = match (&network.net, self.model.encoder()) {
-            (Some(net), _) => Some(self.int8(&float, &estimator, |source| {
-                source.quantize(net, self.options)
-            })?),
-            (None, ImageEncoder::Vit(vit)) if wants_int8 => {
-                Some(self.int8(&float, &estimator, |source| {
-                    source.quantize_vit(vit, self.options)
-                })?)
-            }
-            (None, _) => None,
-        };
+        let int8 = self.quantized(&network, &float, &estimator)?;
         let (bytes, chosen) = match (self.options.precision, &int8) {
             (Precision::Int8, Some(int8)) => (&int8.bytes, &int8.encoded),
             _ => (&network.bytes, &float),
@@ -271,17 +258,8 @@ impl Export<'_> {
         let estimator = self
             .prepared
             .estimator(self.config, self.model, interval.clone())?;
-        let mut reports = Vec::new();
         let int8 = int8.as_ref().map(|int8| &int8.encoded);
-        for (precision, encoded) in [(Precision::F32, Some(&float)), (Precision::Int8, int8)] {
-            let Some(encoded) = encoded else { continue };
-            reports.extend(encoded.reports(
-                precision,
-                &self.config.bin,
-                &estimator,
-                &self.config.thresholds(),
-            ));
-        }
+        let reports = self.reports(&float, int8, &estimator);
         stage("writing the bundle and reading it back");
         let exported = Exported {
             encoder_bytes: bytes.len(),
@@ -300,6 +278,40 @@ impl Export<'_> {
         let manifest = self.manifest(interval, reports, &exported.evidence);
         self.write(&manifest, &contents)?;
         Ok(exported)
+    }
+
+    /// The int8 form; none of CLIP's residual networks, nor of a transformer that leaves in floats.
+    fn quantized(
+        &self,
+        network: &Float,
+        float: &Encoded,
+        estimator: &Estimator,
+    ) -> Result<Option<Int8>, ExportError> {
+        let options = self.options;
+        let int8 = match (&network.net, self.model.encoder()) {
+            (Some(net), _) => self.int8(float, estimator, |source| source.quantize(net, options)),
+            (None, ImageEncoder::Vit(vit)) if options.precision == Precision::Int8 => {
+                self.int8(float, estimator, |source| source.quantize_vit(vit, options))
+            }
+            (None, _) => return Ok(None),
+        };
+        int8.map(Some)
+    }
+
+    /// Measures of both forms on validation and test images.
+    fn reports(
+        &self,
+        float: &Encoded,
+        int8: Option<&Encoded>,
+        estimator: &Estimator,
+    ) -> Vec<Report> {
+        let (bins, thresholds) = (&self.config.bin, self.config.thresholds());
+        let int8 = int8.map(|encoded| (Precision::Int8, encoded));
+        let all = [(Precision::F32, float)].into_iter().chain(int8);
+        all.flat_map(|(precision, encoded)| {
+            encoded.reports(precision, bins, estimator, &thresholds)
+        })
+        .collect()
     }
 
     /// What is asked must be possible for this kind of encoder.
@@ -324,7 +336,7 @@ impl Export<'_> {
             .take(self.config.train.batch_size)
             .copied()
             .collect();
-        let loader = loader(self.config, self.prepared, &indices)?;
+        let loader = loader(self.config, self.prepared, &indices, Unreadable::Stop)?;
         let trained = embed_all(self.config, self.model, &loader)?;
         for (position, embedding) in trained.embeddings.iter().enumerate() {
             let cosine = numclip::verify::cosine(embedding, &float.val.embeddings[position]);
@@ -444,7 +456,7 @@ impl Export<'_> {
                 bin: config.bin.clone(),
             },
             report,
-            provenance: provenance(config, prepared, self.teacher, evidence.summary()),
+            provenance: provenance(config, prepared, self.recorded, evidence.summary()),
             files: BTreeMap::new(),
         }
     }
@@ -471,19 +483,20 @@ impl Export<'_> {
 fn provenance(
     config: &Config,
     prepared: &Prepared,
-    taught: Option<&TeacherSource>,
+    recorded: &fit::Provenance,
     quantization: String,
 ) -> Provenance {
     let weights = config.model.init.as_deref().and_then(Path::file_name);
+    let teacher = recorded.teacher.as_ref();
     Provenance {
         data: config.data.description.clone(),
-        data_digest: prepared.digest.clone(),
+        data_digest: recorded.data_digest.clone(),
         text_tower: text_source(config, prepared),
         weights: match weights {
             Some(file) => format!("initialised from {}", file.to_string_lossy()),
             None => format!("random, seed {}", config.train.seed),
         },
-        teacher: taught.map(ToString::to_string).unwrap_or_default(),
+        teacher: teacher.map(ToString::to_string).unwrap_or_default(),
         architecture: architecture(config),
         seed: config.train.seed,
         revision: option_env!("NUMCLIP_REVISION").unwrap_or_default().into(),

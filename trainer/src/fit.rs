@@ -23,7 +23,7 @@ use thiserror::Error;
 use crate::checkpoint::CheckpointError;
 use crate::config::Config;
 use crate::data::loader::LoadError;
-use crate::data::{Batch, DataError, Loader};
+use crate::data::{Batch, DataError, Loader, Unreadable};
 use crate::device::{DeviceError, Opened};
 use crate::model::numclip::NumClip;
 use crate::model::weights::WeightsError;
@@ -143,12 +143,24 @@ pub enum FitError {
     /// The folder holds a run already.
     #[error("{} holds a run already; continue it with --resume or name another folder with --out", .0.display())]
     Exists(PathBuf),
+    /// The folder holds the weights of a run that cannot go on.
+    #[error(
+        "{} holds the weights of a run without its checkpoint.safetensors, so that it cannot go \
+         on; name another folder with --out", .0.display()
+    )]
+    NoCheckpoint(PathBuf),
+    /// The folder holds a file that a run would write over.
+    #[error(
+        "{} holds a task.toml that is none of a run, and a run keeps its own there; name another \
+         folder with --out", .0.display()
+    )]
+    Foreign(PathBuf),
     /// There is nothing to resume.
     #[error("{} holds no run; start it without --resume", .0.display())]
     NothingToResume(PathBuf),
     /// The task file or the data changed since the run began.
     #[error(
-        "{what} changed since this run began; restore it, or start a new run in another folder"
+        "changed since this run began: {what}; restore that, or start a new run in another folder"
     )]
     Changed {
         /// What changed.
@@ -197,7 +209,7 @@ pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> 
     warn(devices.note.iter().chain(&prepared.warnings));
     let run = Run::open(options.out, config, &prepared, options.resume)?;
     let mut state = State::new(config, &prepared, &devices.devices[0])?;
-    if options.resume {
+    if Run::is_begun(options.out) {
         state = state.restore(&run)?;
         run.truncate_metrics(&state.counters)?;
     }
@@ -269,7 +281,12 @@ impl<'a> Trainer<'a> {
         let loader = training_loader(config, prepared, &splits.train, images, None)?;
         let validation = match splits.val.is_empty() {
             true => None,
-            false => Some(self::loader(config, prepared, &splits.val)?),
+            false => Some(self::loader(
+                config,
+                prepared,
+                &splits.val,
+                Unreadable::Stop,
+            )?),
         };
         let counts = prepared.dataset.check_bins(&splits.train, &config.bin)?;
         let objective = Objective::new(config, &counts);
@@ -303,14 +320,18 @@ impl<'a> Trainer<'a> {
     }
 
     fn train(&self, mut state: State, interrupt: &AtomicBool) -> Result<Outcome, FitError> {
-        let epochs = self.config.train.epochs;
-        while state.counters.epoch < epochs && !self.is_stale(&state.counters) {
+        let train = &self.config.train;
+        if !Run::is_begun(self.run.folder()) {
+            // However early the run is killed, it goes on from here.
+            self.save(&mut state)?;
+        }
+        while !state.counters.is_over(train) {
             state = self.epoch(state, interrupt)?;
-            if interrupt.load(Ordering::Relaxed) && state.counters.step > 0 {
+            if interrupt.load(Ordering::Relaxed) {
                 break;
             }
         }
-        let interrupted = state.counters.epoch < epochs && !self.is_stale(&state.counters);
+        let interrupted = !state.counters.is_over(train);
         let counters = state.counters;
         Ok(Outcome {
             epochs: counters.epoch,
@@ -318,15 +339,6 @@ impl<'a> Trainer<'a> {
             best: counters.best,
             interrupted,
         })
-    }
-
-    fn is_stale(&self, counters: &Counters) -> bool {
-        self.config
-            .train
-            .patience
-            .is_some_and(|patience| counters.epoch - counters.best_epoch >= patience.max(1))
-            && counters.best.is_some()
-            && counters.step == 0
     }
 
     /// One epoch, or the rest of one.

@@ -122,7 +122,7 @@ impl Paper {
             // The folder's name holds what tells the runs of this table apart.
             let mut run = Variant {
                 seed: Some(seed),
-                fold: fold.map(|number| self.fold(number)),
+                fold: fold.map(|number| (number, of)),
                 set: part.set.clone(),
                 ..Variant::default()
             };

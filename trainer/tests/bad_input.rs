@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use assert_cmd::Command;
 use numclip_trainer::config::Config;
 
 use crate::common::{MODELS, config, gauges, run, task};
@@ -61,6 +62,36 @@ fn task_files_are_checked_field_by_field() {
             "epochs = 2\nschedule = { warmup_epochs = -1 }",
             "warmup_epochs",
         ),
+        (
+            "norm = \"folded\"",
+            "head = { adapter = { reduction = 0 } }",
+            "model.head.adapter.reduction: expected 1 or more, got 0",
+        ),
+        (
+            "norm = \"folded\"",
+            "head = { adapter = { ratio = 1.5 } }",
+            "model.head.adapter.ratio: expected 0 to 1, got 1.5",
+        ),
+        (
+            "norm = \"folded\"",
+            "head = { regressor = { kind = \"ssr\", lambda = -0.5 } }",
+            "model.head.regressor.lambda: expected 0 to 1",
+        ),
+        (
+            "epochs = 2",
+            "epochs = 2\noptimizer = { lr = -1 }",
+            "train.optimizer: `lr` is -1, expected 0 or more",
+        ),
+        (
+            "epochs = 2",
+            "epochs = 2\nsampling = { kind = \"balanced\", power = 2 }",
+            "train.sampling.power: expected 0 to 1",
+        ),
+        (
+            "[text]",
+            "[augment]\nflip = 2\n[text]",
+            "augment.flip: expected 0 to 1",
+        ),
     ];
     for (from, to, expected) in cases {
         assert!(good.contains(from), "{from}");
@@ -69,8 +100,134 @@ fn task_files_are_checked_field_by_field() {
     }
 }
 
-/// The message about training on this table.
-fn data_refusal(table: &str) -> String {
+#[test]
+fn keys_without_effect_are_refused() {
+    let good = task(MODELS[0]);
+    let cases = [
+        (
+            "context = \"a gauge at\"",
+            "context = \"a gauge at\"\nembeddings = \"x\"",
+            "no context or placement beside text.embeddings",
+        ),
+        (
+            "context = \"a gauge at\"",
+            "embeddings = \"x\"",
+            "text.tower: expected none beside text.embeddings",
+        ),
+        (
+            "context = \"a gauge at\"",
+            "weights = \"x\"",
+            "text.tower: expected none beside",
+        ),
+        (
+            "epochs = 2",
+            "epochs = 2\nweighting = \"sqrt-inverse\"\nloss = { value = 0 }",
+            "train.weighting: expected \"none\"",
+        ),
+        (
+            "[text]",
+            "[teacher]\nrun = \"x\"\nunlabelled_batch = 2\n[text]",
+            "teacher.unlabelled_batch: expected none without teacher.unlabelled",
+        ),
+        (
+            "[train]",
+            "[teacher]\nrun = \"x\"\nsupervised = false\n[train]\nloss = { kl = 1 }",
+            "no loss or weighting beside teacher.supervised = false",
+        ),
+    ];
+    for (from, to, expected) in cases {
+        assert!(good.contains(from), "{from}");
+        let message = refusal(&good.replacen(from, to, 1));
+        assert!(message.contains(expected), "{to}: {message}");
+    }
+}
+
+#[test]
+fn flags_that_say_nothing_together_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("task.toml");
+    fs::write(&path, task(MODELS[0])).unwrap();
+    let path = path.to_str().unwrap();
+    let cases: [(&[&str], &str); 7] = [
+        (&["fit", path, "--per", "bin"], "--few-shot"),
+        (&["fit", path, "--folds-from", "groups"], "--fold"),
+        (
+            &["fit", path, "--seed", "9223372036854775808"],
+            "expected a number from 0",
+        ),
+        (&["plan", path, "--per", "bin"], "--few-shot"),
+        (
+            &[
+                "export",
+                "run",
+                "--out",
+                "x",
+                "--precision",
+                "f32",
+                "--search",
+            ],
+            "--search",
+        ),
+        (
+            &[
+                "export",
+                "run",
+                "--out",
+                "x",
+                "--precision",
+                "f32",
+                "--qat-epochs",
+                "2",
+            ],
+            "--qat-epochs",
+        ),
+        (
+            &[
+                "export",
+                "run",
+                "--out",
+                "x",
+                "--precision",
+                "f32",
+                "--equalize",
+            ],
+            "--equalize",
+        ),
+    ];
+    for (arguments, expected) in cases {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
+        let failed = command.args(arguments).assert().failure().code(2);
+        let said = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+    }
+    // Both kinds of class at once, and the folds of a plan, are none of these.
+    let good: [&[&str]; 2] = [
+        &[
+            "plan",
+            path,
+            "--few-shot",
+            "1,2",
+            "--shift",
+            "2:0.5",
+            "--per",
+            "bin",
+        ],
+        &["plan", path, "--folds", "2", "--folds-from", "groups"],
+    ];
+    for arguments in good {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
+        let printed = command.args(arguments).assert().success();
+        let printed = String::from_utf8_lossy(&printed.get_output().stdout).into_owned();
+        assert_eq!(printed.lines().count(), 2, "{printed}");
+        assert!(
+            printed.contains(arguments[arguments.len() - 1]),
+            "{printed}"
+        );
+    }
+}
+
+/// The message about training on this table, with so many unreadable images allowed.
+fn data_refusal(table: &str, skipped: usize) -> String {
     let folder = tempfile::tempdir().unwrap();
     let images = gauges().join("set/images");
     fs::create_dir(folder.path().join("images")).unwrap();
@@ -86,7 +243,8 @@ fn data_refusal(table: &str) -> String {
     fs::write(folder.path().join("labels.csv"), table).unwrap();
     let old = gauges().join("set/labels.csv").display().to_string();
     let new = folder.path().join("labels.csv").display().to_string();
-    let config = config(folder.path(), &task(MODELS[2]).replace(&old, &new));
+    let text = task(MODELS[2]).replace("[data]", &format!("[data]\nmax_unreadable = {skipped}"));
+    let config = config(folder.path(), &text.replace(&old, &new));
     let out = folder.path().join("run");
     let message = run(&config, &out, false).unwrap_err().to_string();
     assert!(!out.join("best.safetensors").exists());
@@ -109,7 +267,7 @@ fn bad_tables_are_refused_with_file_and_line() {
         ("image,label\nimages/0.png,1\n".to_owned(), "path"),
     ];
     for (table, expected) in cases {
-        let message = data_refusal(&table);
+        let message = data_refusal(&table, 0);
         assert!(
             message.contains("labels.csv") && message.contains(expected),
             "{expected}: {message}"
@@ -121,11 +279,18 @@ fn bad_tables_are_refused_with_file_and_line() {
 fn a_bin_without_images_and_a_torn_image_are_named() {
     let empty =
         "path,label,split\nimages/0.png,10,train\nimages/1.png,90,train\nimages/2.png,50,val\n";
-    let message = data_refusal(empty);
+    let message = data_refusal(empty, 0);
     assert!(message.contains("middle"), "{message}");
     let torn = "path,label,split\nimages/0.png,10,train\nimages/1.png,90,train\nimages/torn.png,50,train\nimages/2.png,50,val\n";
-    let message = data_refusal(torn);
+    let message = data_refusal(torn, 0);
     assert!(message.contains("torn.png"), "{message}");
+    // What is measured is never left out in silence.
+    let torn = "path,label,split\nimages/0.png,10,train\nimages/1.png,90,train\nimages/2.png,50,train\nimages/torn.png,50,val\n";
+    let message = data_refusal(torn, 5);
+    assert!(
+        message.contains("torn.png") && message.contains("data.max_unreadable"),
+        "{message}"
+    );
 }
 
 #[test]

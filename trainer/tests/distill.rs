@@ -9,6 +9,7 @@ use burn::tensor::Device;
 use numclip::bundle::{Bundle, Precision};
 use numclip::verify::cosine;
 use numclip_trainer::config::Config;
+use numclip_trainer::data::Unreadable;
 use numclip_trainer::export;
 use numclip_trainer::fit::{
     FitError, Options, Run, Weights, embed_all, fit, loader, prepare, untrained,
@@ -70,7 +71,8 @@ fn embedded(folder: &Path) -> (Vec<Vec<f32>>, Vec<f32>) {
     let prepared = prepare(&config, &device).unwrap();
     let model = untrained(&config, &prepared, &device).unwrap();
     let model = run.load(model, Weights::Last).unwrap();
-    let loader = loader(&config, &prepared, &prepared.splits.val).unwrap();
+    let val = &prepared.splits.val;
+    let loader = loader(&config, &prepared, val, Unreadable::Stop).unwrap();
     let embeddings = embed_all(&config, &model, &loader).unwrap().embeddings;
     let estimator = prepared.estimator(&config, &model, None).unwrap();
     let values = embeddings.iter().map(|e| estimator.estimate(e).value);
@@ -257,19 +259,22 @@ fn a_damaged_answer_is_asked_for_again() {
 }
 
 #[test]
-fn a_student_needs_its_teacher_no_more_and_names_it() {
+fn a_student_that_is_trained_needs_neither_teacher_nor_unlabelled_images() {
     let folder = tempfile::tempdir().unwrap();
     let own = folder.path().join("teacher");
     copy(&teacher().join("bundle"), &own);
     let known = Bundle::open(&own).unwrap();
+    let more = more_gauges(folder.path());
     let config = student(
         folder.path(),
         "epochs = 1",
-        "bundle = 'teacher'\nviews = 1\ncache = 'cache'",
+        "bundle = 'teacher'\nviews = 1\ncache = 'cache'\nunlabelled = 'more'",
     );
     let [trained, out] = ["run", "bundle"].map(|name| folder.path().join(name));
     run(&config, &trained, false).unwrap();
+    // Its images without labels are gone as well.
     fs::remove_dir_all(&own).unwrap();
+    fs::remove_dir_all(&more).unwrap();
     export(&trained, &out);
     let bundle = Bundle::open(&out).unwrap();
     assert_eq!(bundle.estimator().bins(), known.estimator().bins());

@@ -291,6 +291,24 @@ fn an_occupied_folder_and_changed_data_are_refused() {
         Err(ExportError::Data { .. })
     ));
     assert!(!out.exists());
+
+    // The same rows in another order make other splits.
+    let mut lines: Vec<&str> = labels.lines().collect();
+    lines[1..].reverse();
+    fs::write(&table, lines.join("\n")).unwrap();
+    let refused = export_to(&run_folder, &out, Precision::F32).unwrap_err();
+    assert!(matches!(refused, ExportError::Data { .. }), "{refused}");
+    let config = config(folder.path(), &text);
+    let refused = run(&config, &run_folder, true).unwrap_err().to_string();
+    assert!(refused.contains("began: the splits"), "{refused}");
+    // A run of an older trainer has no digest of its splits, and is read all the same.
+    let provenance = run_folder.join("provenance.json");
+    let mut older: serde_json::Value =
+        serde_json::from_slice(&fs::read(&provenance).unwrap()).unwrap();
+    older.as_object_mut().unwrap().remove("splits");
+    fs::write(&provenance, older.to_string()).unwrap();
+    run(&config, &run_folder, true).unwrap();
+    export_to(&run_folder, &out, Precision::F32).unwrap();
 }
 
 #[test]

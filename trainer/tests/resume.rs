@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use numclip::estimate::Regressor;
+use numclip_trainer::config::Config;
+use numclip_trainer::eval::{self, Images, Subject, evaluate, is_complete};
 use numclip_trainer::fit::{FitError, Options, Run, Weights, fit, prepare, untrained};
 use numclip_trainer::graph::ConvNet;
+use numclip_trainer::report;
 
 use crate::common::{MODELS, config, run, task};
 
@@ -56,8 +59,13 @@ fn the_last_weights_are_averaged_like_the_best() {
 
 #[test]
 fn stopping_after_every_step_changes_nothing() {
-    for index in [0, 1, 3] {
-        let model = MODELS[index];
+    let one_step = MODELS[0].replace("batch_size = 8", "batch_size = 64");
+    for (model, least) in [
+        (MODELS[0], 6),
+        (MODELS[1], 6),
+        (MODELS[3], 6),
+        (&one_step, 1),
+    ] {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), &task(model));
         let [unbroken, resumed] = ["unbroken", "resumed"].map(|name| folder.path().join(name));
@@ -86,8 +94,8 @@ fn stopping_after_every_step_changes_nothing() {
             )
             .unwrap();
         }
-        assert!(stops >= 6, "only {stops} stops");
-        assert_same(&unbroken, &resumed, &format!("model {index}"));
+        assert!(stops >= least, "only {stops} stops");
+        assert_same(&unbroken, &resumed, model);
     }
 }
 
@@ -147,6 +155,95 @@ fn a_run_is_neither_overwritten_nor_continued_with_another_task() {
     let other = config(folder.path(), &task(&MODELS[2].replace("0.9", "0.8")));
     let error = run(&other, &out, true).unwrap_err();
     assert!(error.to_string().contains("the task file"), "{error}");
+}
+
+#[test]
+fn what_a_folder_holds_decides_how_a_run_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let config = config(folder.path(), &task(MODELS[2]));
+    // A task file of the user's stays.
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("task.toml"), "mine").unwrap();
+    for resume in [false, true] {
+        let error = run(&config, &out, resume).unwrap_err();
+        assert!(matches!(error, FitError::Foreign(_)), "{error}");
+    }
+    assert_eq!(fs::read_to_string(out.join("task.toml")).unwrap(), "mine");
+    fs::remove_dir_all(&out).unwrap();
+    // A run killed ahead of its first checkpoint begins again, with --resume as well.
+    run(&config, &out, false).unwrap();
+    let whole = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    fs::remove_file(out.join(CHECKPOINT)).unwrap();
+    fs::remove_file(out.join("best.safetensors")).unwrap();
+    run(&config, &out, true).unwrap();
+    assert_eq!(
+        fs::read_to_string(out.join("metrics.jsonl")).unwrap(),
+        whole
+    );
+    let speed = fs::read_to_string(out.join("speed.jsonl")).unwrap();
+    assert_eq!(speed.lines().count(), 1, "{speed}");
+    // Weights without a checkpoint are no beginning.
+    fs::remove_file(out.join(CHECKPOINT)).unwrap();
+    for resume in [false, true] {
+        let error = run(&config, &out, resume).unwrap_err();
+        assert!(matches!(error, FitError::NoCheckpoint(_)), "{error}");
+    }
+    assert!(out.join("best.safetensors").is_file());
+}
+
+#[test]
+fn a_run_is_read_whatever_happened_to_its_measurements() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    run(&config(folder.path(), &task(MODELS[2])), &out, false).unwrap();
+    let (reader, ..) = Run::read(&out).unwrap();
+    let whole = reader.history().unwrap();
+    let metrics = out.join("metrics.jsonl");
+    let text = fs::read_to_string(&metrics).unwrap();
+    // The power went while a line was written.
+    fs::write(&metrics, format!("{text}{{\"epoch\":2,\"st")).unwrap();
+    assert_eq!(reader.history().unwrap(), whole);
+    fs::write(&metrics, format!("{{\"epoch\"\n{text}")).unwrap();
+    let error = reader.history().unwrap_err().to_string();
+    assert!(error.contains("line 1"), "{error}");
+    // Reading writes nothing.
+    fs::remove_file(&metrics).unwrap();
+    Run::read(&out).unwrap();
+    assert!(!metrics.exists());
+    // An older trainer took keys without effect.
+    let task = fs::read_to_string(out.join("task.toml")).unwrap();
+    let older = task.replace("value = 1.0", "value = 0.0");
+    assert_ne!(task, older);
+    fs::write(out.join("task.toml"), older).unwrap();
+    assert!(Config::read(&out.join("task.toml")).is_err());
+    assert_eq!(Run::read(&out).unwrap().1.train.loss.value, 0.0);
+}
+
+#[test]
+fn a_run_is_complete_once_it_is_trained_and_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let config = config(folder.path(), &task(MODELS[0]));
+    let options = Options {
+        out: &out,
+        resume: false,
+        interrupt: &AtomicBool::new(true),
+    };
+    assert!(fit(&config, &options).unwrap().interrupted);
+    let measure = || {
+        let subject = Subject::at(&out).unwrap();
+        evaluate(&subject, &Images::default(), 0, &Device::flex()).unwrap()
+    };
+    // What an export leaves beside an unfinished run.
+    report::of_run(&out, report::Measured::default()).unwrap();
+    assert!(!is_complete(&out));
+    run(&config, &out, true).unwrap();
+    assert!(!is_complete(&out));
+    measure().write(&out.join(eval::FOLDER), "val").unwrap();
+    assert!(is_complete(&out));
+    fs::remove_file(out.join(CHECKPOINT)).unwrap();
+    assert!(!is_complete(&out));
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
+use burn::tensor::Device;
 use numclip_trainer::data::LeakPolicy;
-use numclip_trainer::eval::{Images, Subject, evaluate};
+use numclip_trainer::eval::{Evaluation, Images, Subject, evaluate};
 use numclip_trainer::study::{Plan, collect, write};
 
 use crate::common::{MODELS, config, gauges, run, task};
@@ -26,7 +27,8 @@ fn folds_and_seeds_become_one_table() {
     for variant in plan.variants() {
         let out = variant.folder(folder.path(), "tiny");
         run(&variant.read(&path).unwrap(), &out, false).unwrap();
-        let evaluation = evaluate(&Subject::at(&out).unwrap(), &Images::default(), 0).unwrap();
+        let subject = Subject::at(&out).unwrap();
+        let evaluation = evaluate(&subject, &Images::default(), 0, &Device::flex()).unwrap();
         assert_eq!(evaluation.images, "test");
         evaluation.write(&out.join("eval"), "test").unwrap();
         runs.push(out);
@@ -45,6 +47,39 @@ fn folds_and_seeds_become_one_table() {
     write(&page, &study).unwrap();
     let page = fs::read_to_string(page).unwrap();
     assert!(!page.contains("NaN") && !page.contains("http"));
+
+    let mut fewer = Evaluation::read(&runs[0].join("eval"), "test").unwrap();
+    fewer.count -= 1;
+    fewer.write(&runs[0].join("eval"), "test").unwrap();
+    let error = collect(&runs).unwrap_err().to_string();
+    assert!(
+        error.contains("test images") && error.contains("report them apart"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_image_that_cannot_be_read_is_listed_wherever_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    run(&config(folder.path(), &task(MODELS[2])), &out, false).unwrap();
+    let mut rows = String::from("path,label\n");
+    for i in 0..8 {
+        let image = gauges().join(format!("set/images/{i:06}.png"));
+        rows += &format!("{},{}\n", image.display(), i * 10);
+    }
+    // The ninth is a batch of its own.
+    fs::write(folder.path().join("torn.png"), "no picture").unwrap();
+    let table = folder.path().join("labels.csv");
+    fs::write(&table, rows + "torn.png,50\n").unwrap();
+    let images = Images {
+        table: Some(table),
+        ..Images::default()
+    };
+    let subject = Subject::at(&out).unwrap();
+    let evaluation = evaluate(&subject, &images, 0, &Device::flex()).unwrap();
+    assert_eq!((evaluation.count, evaluation.skipped.len()), (8, 1));
+    assert!(evaluation.skipped[0].ends_with("torn.png"));
 }
 
 #[test]

@@ -238,6 +238,16 @@ impl Checkpoint {
         Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// Name of the file, without its folder, and its SHA-256: what tells it from any other.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn identity(&self) -> Result<(String, String), CheckpointError> {
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str());
+        let sha256 = self.sha256().map_err(|kind| self.error(kind))?;
+        Ok((name.to_string_lossy().into_owned(), sha256))
+    }
+
     fn tensor(&self, name: &str) -> Result<&Tensor> {
         let tensor = self.tensors.get(name);
         tensor.ok_or_else(|| CheckpointErrorKind::Missing {

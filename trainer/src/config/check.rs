@@ -1,4 +1,5 @@
-//! What a task file may say: the checks and their errors.
+//! What a task file may say of the task, the model and the data: the checks, and the errors of all
+//! of them.
 
 use std::path::PathBuf;
 
@@ -9,6 +10,8 @@ use thiserror::Error;
 use super::Config;
 use crate::checkpoint::CheckpointError;
 use crate::clip::transformer::Precision;
+use crate::data::augment::AugmentError;
+use crate::model::numclip::RegressorConfig;
 use crate::model::{Architecture, Norm, Padding};
 use crate::optim::OptimError;
 
@@ -40,7 +43,13 @@ pub enum ConfigErrorKind {
     Checkpoint(#[from] CheckpointError),
     /// The learning-rate schedule does not work.
     #[error("train.schedule: {0}")]
-    Schedule(#[from] OptimError),
+    Schedule(OptimError),
+    /// The optimiser does not work.
+    #[error("train.optimizer: {0}")]
+    Optimizer(OptimError),
+    /// A random change of images is out of its range.
+    #[error(transparent)]
+    Augment(#[from] AugmentError),
     /// A value is out of bounds.
     #[error("{field}: expected {expected}, got {got}")]
     Value {
@@ -57,11 +66,20 @@ impl Config {
     pub(super) fn check(&self) -> Result<(), ConfigErrorKind> {
         check_ranges(&self.bin)?;
         self.preprocess.check()?;
+        self.check_task()?;
+        self.check_tuning()?;
+        self.check_head()?;
+        self.check_encoder()?;
+        self.check_protocol()?;
+        self.check_teacher()?;
+        self.check_train()?;
+        self.check_export()
+    }
+
+    fn check_task(&self) -> Result<(), ConfigErrorKind> {
         let [low, high] = self.task.range;
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let name = &self.task.name;
-        let scale = self.model.head.logit_scale;
-        let text = &self.text;
         require(
             !name.is_empty() && name.chars().all(plain),
             "task.name",
@@ -73,25 +91,32 @@ impl Config {
             "task.range",
             "two finite numbers, ascending",
             &self.task.range,
-        )?;
+        )
+    }
+
+    fn check_head(&self) -> Result<(), ConfigErrorKind> {
+        let head = &self.model.head;
+        let share =
+            |field, value: f64| require((0.0..=1.0).contains(&value), field, "0 to 1", &value);
         require(
-            scale.is_finite() && scale > 0.0,
+            head.logit_scale.is_finite() && head.logit_scale > 0.0,
             "model.head.logit_scale",
             "a positive number",
-            &scale,
+            &head.logit_scale,
         )?;
-        require(
-            text.weights.is_none() || text.embeddings.is_none(),
-            "text",
-            "weights or embeddings",
-            &"both",
-        )?;
-        self.check_tuning()?;
-        self.train.schedule.validate()?;
-        self.check_encoder()?;
-        self.check_protocol()?;
-        self.check_teacher()?;
-        self.check_train()
+        if let Some(adapter) = &head.adapter {
+            require(
+                adapter.reduction >= 1,
+                "model.head.adapter.reduction",
+                "1 or more",
+                &adapter.reduction,
+            )?;
+            share("model.head.adapter.ratio", adapter.ratio)?;
+        }
+        match head.regressor {
+            RegressorConfig::Ssr { lambda } => share("model.head.regressor.lambda", lambda),
+            RegressorConfig::Expectation => Ok(()),
+        }
     }
 
     fn check_encoder(&self) -> Result<(), ConfigErrorKind> {
@@ -144,6 +169,12 @@ impl Config {
     fn check_tuning(&self) -> Result<(), ConfigErrorKind> {
         let (text, tune) = (&self.text, &self.text.tune);
         require(
+            text.weights.is_none() || text.embeddings.is_none(),
+            "text",
+            "weights or embeddings",
+            &"both",
+        )?;
+        require(
             !(tune.embeddings && tune.tunes_prompt()),
             "text.tune",
             "embeddings, or ranks and context",
@@ -192,86 +223,6 @@ impl Config {
             "data.protocol.shift.keep",
             "above 0 and below 1",
             &protocol.shift,
-        )
-    }
-
-    fn check_train(&self) -> Result<(), ConfigErrorKind> {
-        let (train, loss) = (&self.train, &self.train.loss);
-        let share = |value: f64| (0.0..1.0).contains(&value);
-        require(
-            (1..=100_000).contains(&train.epochs),
-            "train.epochs",
-            "1 to 100000",
-            &train.epochs,
-        )?;
-        require(
-            (1..=4096).contains(&train.batch_size),
-            "train.batch_size",
-            "1 to 4096",
-            &train.batch_size,
-        )?;
-        require(
-            (1..=4096).contains(&train.accumulate),
-            "train.accumulate",
-            "1 to 4096",
-            &train.accumulate,
-        )?;
-        require(
-            train.checkpoint_steps > 0,
-            "train.checkpoint_steps",
-            "1 or more",
-            &train.checkpoint_steps,
-        )?;
-        require(
-            train.ema.is_none_or(share),
-            "train.ema",
-            "0 to below 1",
-            &train.ema,
-        )?;
-        require(
-            train.clip_norm.is_none_or(|norm| norm > 0.0),
-            "train.clip_norm",
-            "a positive number",
-            &train.clip_norm,
-        )?;
-        let weights = [
-            loss.image_to_text,
-            loss.text_to_image,
-            loss.cross_entropy,
-            loss.kl,
-            loss.value,
-        ];
-        let usable =
-            weights.iter().all(|w| w.is_finite() && *w >= 0.0) && weights.iter().sum::<f64>() > 0.0;
-        require(
-            usable,
-            "train.loss",
-            "weights of 0 or more, not all 0",
-            loss,
-        )?;
-        require(
-            (0.5..1.0).contains(&self.export.coverage),
-            "export.coverage",
-            "0.5 to below 1",
-            &self.export.coverage,
-        )?;
-        require(
-            self.export.range.is_valid(),
-            "export.range",
-            "a percentile that keeps 0.9 to 1, a moving average that keeps 0 to below 1",
-            &self.export.range,
-        )?;
-        require(
-            (0.0..=1.0).contains(&self.export.smoothing),
-            "export.smoothing",
-            "0 to 1",
-            &self.export.smoothing,
-        )?;
-        require(
-            self.export.calibration_images > 0,
-            "export.calibration_images",
-            "1 or more",
-            &0,
         )
     }
 }

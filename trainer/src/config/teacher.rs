@@ -173,7 +173,22 @@ impl Config {
         let Some(teacher) = &self.teacher else {
             return Ok(());
         };
-        let named = teacher.named();
+        teacher.check_source()?;
+        teacher.check_lessons()?;
+        require(
+            self.text.weights.is_none()
+                && self.text.embeddings.is_none()
+                && !self.text.tune.is_some(),
+            "text",
+            "no weights, embeddings or tune beside [teacher]: the bins are the teacher's",
+            &self.text,
+        )
+    }
+}
+
+impl Teacher {
+    fn check_source(&self) -> Result<(), ConfigErrorKind> {
+        let named = self.named();
         let kind = named.first().map(|(kind, _)| *kind);
         require(
             named.len() == 1,
@@ -181,7 +196,7 @@ impl Config {
             "one of run, bundle, weights and onnx",
             &named,
         )?;
-        let own = (teacher.preprocess.is_some(), teacher.embeddings.is_some());
+        let own = (self.preprocess.is_some(), self.embeddings.is_some());
         let fits = match kind {
             Some(TeacherKind::Onnx) => own == (true, true),
             Some(TeacherKind::Weights) => !own.1,
@@ -193,24 +208,20 @@ impl Config {
             "preprocess and embeddings beside onnx, at most preprocess beside weights, and neither beside run and bundle",
             &named,
         )?;
-        if let Some(plan) = &teacher.preprocess {
-            plan.check()?;
+        match &self.preprocess {
+            Some(plan) => Ok(plan.check()?),
+            None => Ok(()),
         }
-        require(
-            self.text.weights.is_none()
-                && self.text.embeddings.is_none()
-                && !self.text.tune.is_some(),
-            "text",
-            "no weights, embeddings or tune beside [teacher]: the bins are the teacher's",
-            &self.text,
-        )?;
-        let loss = &teacher.loss;
+    }
+
+    fn check_lessons(&self) -> Result<(), ConfigErrorKind> {
+        let loss = &self.loss;
         let weights = [loss.embedding, loss.distribution, loss.value];
         let usable = weights
             .iter()
             .all(|weight| weight.is_finite() && *weight >= 0.0);
         require(
-            usable && (teacher.supervised || weights.iter().sum::<f64>() > 0.0),
+            usable && (self.supervised || weights.iter().sum::<f64>() > 0.0),
             "teacher.loss",
             "weights of 0 or more, and not all 0 where supervised = false",
             loss,
@@ -222,18 +233,17 @@ impl Config {
             &loss.temperature,
         )?;
         require(
-            !matches!(teacher.views, ViewPlan::Fixed(count) if !(1..=10_000).contains(&count)),
+            !matches!(self.views, ViewPlan::Fixed(count) if !(1..=10_000).contains(&count)),
             "teacher.views",
             "\"clean\" or 1 to 10000",
-            &teacher.views,
+            &self.views,
         )?;
         require(
-            teacher
-                .unlabelled_batch
+            self.unlabelled_batch
                 .is_none_or(|batch| (1..=4096).contains(&batch)),
             "teacher.unlabelled_batch",
             "1 to 4096",
-            &teacher.unlabelled_batch,
+            &self.unlabelled_batch,
         )
     }
 }

@@ -12,12 +12,28 @@ pub(super) fn digest(samples: &[Sample], prints: &[Fingerprint]) -> String {
     rows.sort_by_key(|(sample, _)| sample.name.as_str());
     let mut all = Sha256::new();
     for (sample, print) in rows {
-        all.update((sample.name.len() as u64).to_le_bytes());
-        all.update(&sample.name);
-        all.update(sample.label.to_le_bytes());
-        all.update(print.sha256);
+        add(&mut all, sample, &print.sha256);
     }
     hexadecimal(&all.finalize())
+}
+
+/// SHA-256, in hexadecimal, over lists of images in their order; `sha256` are those of all files.
+pub fn of_lists(samples: &[Sample], sha256: &[[u8; 32]], lists: &[&[usize]]) -> String {
+    let mut all = Sha256::new();
+    for list in lists {
+        all.update((list.len() as u64).to_le_bytes());
+        for &index in *list {
+            add(&mut all, &samples[index], &sha256[index]);
+        }
+    }
+    hexadecimal(&all.finalize())
+}
+
+fn add(all: &mut Sha256, sample: &Sample, file: &[u8; 32]) {
+    all.update((sample.name.len() as u64).to_le_bytes());
+    all.update(&sample.name);
+    all.update(sample.label.to_le_bytes());
+    all.update(file);
 }
 
 /// Bytes in lower-case hexadecimal.

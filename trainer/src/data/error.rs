@@ -210,8 +210,12 @@ fn listed(names: &[String]) -> String {
 }
 
 fn leaks_message(leaks: &[Leak]) -> String {
+    let drop = match leaks.iter().all(Leak::is_copy) {
+        true => "leave the copies out (data.leaks = \"drop\", --leaks drop), ",
+        false => "",
+    };
     format!(
-        "the splits share what they must not:\n{}\ncorrect the table, leave the copies out (data.leaks = \"drop\", --leaks drop), or accept them (data.leaks = \"allow\", --leaks allow): the run then carries the warning",
+        "the splits share what they must not:\n{}\ncorrect the table or [data.split], {drop}or accept them (data.leaks = \"allow\", --leaks allow): the run then carries the warning",
         leak::summary(leaks).join("\n")
     )
 }

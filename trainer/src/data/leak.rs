@@ -48,8 +48,8 @@ pub enum LeakPolicy {
     #[default]
     Refuse,
     /// Leave copies out of training and of the unlabelled images, and of validation where test has
-    /// them.
-    /// Groups in two splits are refused all the same.
+    /// them. Rows and groups in two splits are refused all the same, and so are copies that leave
+    /// nothing of a split.
     Drop,
     /// Train, and record the leaks with the run.
     Allow,
@@ -141,24 +141,35 @@ pub fn summary(leaks: &[Leak]) -> Vec<String> {
     lines
 }
 
-/// Takes the copies out of the earlier split of each leak.
-pub fn drop_copies(splits: &mut Splits, leaks: &[Leak]) {
+/// Takes the copies out of the earlier split of each leak. `false`, and nothing taken, where that
+/// does not mend all of them or would leave nothing to train on or to validate on.
+pub fn drop_copies(splits: &mut Splits, leaks: &[Leak]) -> bool {
     let copies = |split: &str| -> HashSet<usize> {
         let of_split = leaks.iter().filter(|leak| leak.first.split == split);
         of_split.map(|leak| leak.first.index).collect()
     };
     let (train, val, unlabelled) = (copies("train"), copies("val"), copies(UNLABELLED));
+    let empties = |all: &[usize], copies: &HashSet<usize>| {
+        !copies.is_empty() && all.iter().all(|index| copies.contains(index))
+    };
+    if !leaks.iter().all(Leak::is_copy)
+        || empties(&splits.train, &train)
+        || empties(&splits.val, &val)
+    {
+        return false;
+    }
     splits.train.retain(|index| !train.contains(index));
     splits.val.retain(|index| !val.contains(index));
     splits
         .unlabelled
         .retain(|index| !unlabelled.contains(index));
+    true
 }
 
 impl Leak {
-    /// Whether leaving out one image mends it.
+    /// Whether leaving out one image mends it. A row in two splits was put there by the task file.
     pub fn is_copy(&self) -> bool {
-        !matches!(self.kind, LeakKind::Group(_))
+        !matches!(self.kind, LeakKind::Row | LeakKind::Group(_))
     }
 }
 

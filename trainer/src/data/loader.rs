@@ -63,8 +63,11 @@ pub enum Unreadable {
     #[default]
     Stop,
     /// Leave it out and say so in [`Batch::skipped`]; stop if an epoch has more
-    /// than this many.
+    /// than this many, or a batch nothing else.
     Skip(usize),
+    /// Leave it out and say so in [`Batch::skipped`], however many there are: a
+    /// batch may then be empty.
+    List,
 }
 
 /// Images with their labels, ready for the encoder.
@@ -112,11 +115,14 @@ pub enum LoadError {
     #[error("cannot start loader threads: {0}")]
     Threads(#[from] ThreadPoolBuildError),
     /// An image cannot be read.
-    #[error("{0}; replace it, remove its row, or set `unreadable` to skip such images")]
+    #[error(
+        "{0}; replace it or remove its row (data.max_unreadable lets training go on without some)"
+    )]
     Unreadable(Skipped),
     /// More images than allowed cannot be read.
     #[error(
-        "{count} images of this epoch cannot be read, {limit} are allowed; the last one: {last}"
+        "{count} images of this epoch cannot be read, data.max_unreadable allows {limit}; the last \
+         one: {last}"
     )]
     TooMany {
         /// How many so far.
@@ -512,6 +518,22 @@ mod tests {
         for batch in &batches {
             assert_eq!(batch.images.len(), batch.len() * 3 * 16 * 16);
         }
+
+        let alone = LoaderConfig {
+            batch: 1,
+            sampling: Sampling::Sequential,
+            ..skipping(1)
+        };
+        let last = loader(&pictures, alone.clone()).epoch(0, 0).last().unwrap();
+        let error = last.unwrap_err().to_string();
+        assert!(error.contains("data.max_unreadable"), "{error}");
+        let listing = LoaderConfig {
+            unreadable: Unreadable::List,
+            ..alone
+        };
+        let listed = self::batches(&loader(&pictures, listing), 0, 0);
+        assert_eq!((listed.len(), listed[6].len()), (13, 0));
+        assert_eq!(listed[6].skipped[0].path, broken);
 
         let last = loader(&pictures, skipping(0)).epoch(0, 0).last().unwrap();
         assert!(matches!(

@@ -24,7 +24,7 @@ pub use augment::Augment;
 pub use dataset::{Columns, Dataset, Sample};
 pub use error::{DataError, DataErrorKind};
 pub use leak::{Leak, LeakPolicy};
-pub use loader::{Batch, Loader, LoaderConfig};
+pub use loader::{Batch, Loader, LoaderConfig, Unreadable};
 pub use protocol::Protocol;
 pub use sampling::{Sampling, Weighting};
 pub use split::{SplitPlan, Splits};

@@ -84,7 +84,8 @@ impl Splits {
     pub fn new(dataset: &Dataset, plan: &SplitPlan) -> Result<Self, DataError> {
         check_fractions(dataset, plan)?;
         let mut splits = assign(dataset, plan)?;
-        if splits.test.is_empty() && plan.test_fraction > 0.0 {
+        let holds_test_back = splits.test.is_empty() && plan.test_fraction > 0.0;
+        if holds_test_back {
             splits.test = hold_back(
                 dataset,
                 &mut splits.train,
@@ -95,7 +96,11 @@ impl Splits {
         }
         if splits.val.is_empty() && plan.val_fraction > 0.0 {
             // The share is of all that could have been trained on.
-            let fraction = plan.val_fraction / (1.0 - plan.test_fraction);
+            let left = match holds_test_back {
+                true => 1.0 - plan.test_fraction,
+                false => 1.0,
+            };
+            let fraction = plan.val_fraction / left;
             splits.val = hold_back(dataset, &mut splits.train, fraction, plan.seed, "val")?;
         }
         if splits.train.is_empty() {
@@ -402,6 +407,21 @@ pub(super) mod tests {
                 .count();
             assert!((12..=13).contains(&held), "{held} of label {label}");
         }
+    }
+
+    #[test]
+    fn a_test_split_of_the_table_takes_nothing_off_the_share_for_validation() {
+        let split_of = |i: usize| if i < 100 { "train" } else { "test" };
+        let rows: String = (0..120)
+            .map(|i| format!("{i}.png,{},,{}\n", i % 4, split_of(i)))
+            .collect();
+        let plan = SplitPlan {
+            val_fraction: 0.2,
+            test_fraction: 0.5,
+            ..SplitPlan::default()
+        };
+        let (_, splits) = split(&rows, &plan).unwrap();
+        assert_eq!((splits.val.len(), splits.test.len()), (20, 20));
     }
 
     #[test]

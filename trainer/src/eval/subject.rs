@@ -8,14 +8,14 @@ use numclip::decode;
 use numclip::estimate::{Estimate, Estimator};
 use numclip::pipeline::Pipeline;
 use rayon::prelude::*;
+use sha2::{Digest as _, Sha256};
 
 use super::{EvalError, Evaluation, Ordinality, Row, measures, parts};
-use crate::data::{Columns, Dataset};
-use crate::device::Choice;
+use crate::config::{Config, default_thresholds};
+use crate::data::digest::hexadecimal;
+use crate::data::{Columns, Dataset, Unreadable};
 use crate::export::calibrate_interval;
-use crate::fit::{
-    FitError, Prepared, Run, Weights, embed_all, loader, prepare, prepare_for, untrained,
-};
+use crate::fit::{Prepared, Run, Weights, embed_all, loader, prepare, prepare_for, untrained};
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,13 +86,49 @@ impl Subject {
     }
 }
 
-/// Measures `subject` on `images`; `seed` draws the bootstrap.
+impl Images {
+    /// Name of the files about `subject` on these images, of which `measured` were measured: the
+    /// split of a run's own, or that of another table with a mark of its place, so that neither a
+    /// table called `test` nor two of one name take the place of others.
+    pub fn stem(&self, subject: &Subject, measured: &str) -> String {
+        let last = match subject {
+            Subject::Run {
+                weights: Weights::Last,
+                ..
+            } => "-last",
+            _ => "",
+        };
+        let Some(table) = &self.table else {
+            return format!("{measured}{last}");
+        };
+        let name = table.file_stem().unwrap_or_default().to_string_lossy();
+        let place = std::path::absolute(table).unwrap_or_else(|_| table.clone());
+        let mut mark = Sha256::new_with_prefix(place.as_os_str().as_encoded_bytes());
+        let mut split = String::new();
+        if let Some(value) = &self.split {
+            mark.update(value);
+            split = format!("-{value}").replace(|c: char| !c.is_alphanumeric(), "-");
+        }
+        let mark = &hexadecimal(&mark.finalize())[..8];
+        format!("data-{name}{split}{last}-{mark}")
+    }
+}
+
+/// Measures `subject` on `images`; `seed` draws the bootstrap. The weights of a run are run on
+/// `device`, a bundle by the runtime on the processor.
 ///
 /// # Errors
 /// [`EvalError`]; single images that cannot be read are only listed.
-pub fn evaluate(subject: &Subject, images: &Images, seed: u64) -> Result<Evaluation, EvalError> {
+pub fn evaluate(
+    subject: &Subject,
+    images: &Images,
+    seed: u64,
+    device: &Device,
+) -> Result<Evaluation, EvalError> {
     match subject {
-        Subject::Run { folder, weights } => evaluate_run(subject, folder, *weights, images, seed),
+        Subject::Run { folder, weights } => {
+            evaluate_run(subject, (folder, *weights), images, seed, device)
+        }
         Subject::Bundle(folder) => evaluate_bundle(subject, folder, images, seed),
     }
 }
@@ -164,68 +200,93 @@ impl Estimated<'_> {
     }
 }
 
+/// What is asked about a run.
+struct Asked {
+    measured: Prepared,
+    /// Positions in `measured`.
+    indices: Vec<usize>,
+    /// What these images are called.
+    name: String,
+    /// Whether they are the run's own.
+    is_own: bool,
+    /// The run's own, where others are measured; none if they are gone.
+    beside: Option<Prepared>,
+}
+
+impl Asked {
+    fn new(config: &Config, images: &Images) -> Result<Self, EvalError> {
+        let device = Device::flex();
+        let own = prepare(config, &device);
+        let Some(table) = &images.table else {
+            let measured = own?;
+            let (name, indices) = own_split(&measured, images.split.as_deref())?;
+            return Ok(Self {
+                measured,
+                indices,
+                name,
+                is_own: true,
+                beside: None,
+            });
+        };
+        let columns = images.columns.as_ref().unwrap_or(&config.data.columns);
+        let dataset = Dataset::open(table, columns, config.task.range)?;
+        let (name, indices) = rows_of(&dataset, images.split.as_deref());
+        Ok(Self {
+            measured: prepare_for(config, dataset, &device)?,
+            indices,
+            name,
+            is_own: false,
+            beside: own.ok(),
+        })
+    }
+
+    /// The run's own images, if they are still there.
+    fn own(&self) -> Option<&Prepared> {
+        match self.is_own {
+            true => Some(&self.measured),
+            false => self.beside.as_ref(),
+        }
+    }
+}
+
 fn evaluate_run(
     subject: &Subject,
-    folder: &Path,
-    weights: Weights,
+    (folder, weights): (&Path, Weights),
     images: &Images,
     seed: u64,
+    device: &Device,
 ) -> Result<Evaluation, EvalError> {
-    let device = Device::flex();
-    let (run, mut config, _) = Run::read(folder)?;
-    config.data.max_unreadable = usize::MAX;
-    let own = prepare(&config, &device);
-    let (prepared, name, asked) = match &images.table {
-        None => {
-            let own = own.as_ref().ok();
-            let (name, asked) = match own {
-                Some(own) => own_split(own, images.split.as_deref())?,
-                None => (String::new(), Vec::new()),
-            };
-            (None, name, asked)
-        }
-        Some(table) => {
-            let columns = images.columns.as_ref().unwrap_or(&config.data.columns);
-            let dataset = Dataset::open(table, columns, config.task.range)?;
-            let (name, asked) = rows_of(&dataset, images.split.as_deref());
-            (Some(prepare_for(&config, dataset, &device)?), name, asked)
-        }
+    let (run, config, _) = Run::read(folder)?;
+    let asked = Asked::new(&config, images)?;
+    if asked.indices.is_empty() {
+        return Err(EvalError::NoImages(asked.name));
+    }
+    let measured = &asked.measured;
+    let model = run.load(untrained(&config, measured, device)?, weights)?;
+    let embed = |prepared: &Prepared, indices: &[usize]| {
+        let loader = loader(&config, prepared, indices, Unreadable::List)?;
+        embed_all(&config, &model, &loader)
     };
     // The run's own images give the interval; without them there is none.
-    let (own, prepared) = match (own, prepared) {
-        (Ok(own), other) => (Some(own), other),
-        (Err(_), Some(other)) => (None, Some(other)),
-        (Err(error), None) => return Err(error.into()),
-    };
-    let measured = prepared
-        .as_ref()
-        .or(own.as_ref())
-        .ok_or(EvalError::NoData)?;
-    if asked.is_empty() {
-        return Err(EvalError::NoImages(name));
-    }
-    let fastest = Choice::Auto.open().map_err(FitError::from)?;
-    let model = untrained(&config, measured, &fastest.devices[0])?;
-    let model = run.load(model, weights)?;
-    let plain = measured.estimator(&config, &model, None)?;
-    let interval = match &own {
+    let interval = match asked.own() {
         Some(own) if !own.splits.val.is_empty() => {
-            let val = embed_all(&config, &model, &loader(&config, own, &own.splits.val)?)?;
+            let plain = measured.estimator(&config, &model, None)?;
+            let val = embed(own, &own.splits.val)?;
             calibrate_interval(&plain, &own.dataset, &val, config.export.coverage)
         }
         _ => None,
     };
     let estimator = measured.estimator(&config, &model, interval.clone())?;
-    let embedded = embed_all(&config, &model, &loader(&config, measured, &asked)?)?;
+    let embedded = embed(measured, &asked.indices)?;
     let estimates = embedded.indices.iter().zip(&embedded.embeddings);
     Estimated {
         subject,
         task: (&config.task.name, &config.task.unit),
         range: config.task.range,
         thresholds: config.thresholds(),
-        images: name,
+        images: asked.name,
         dataset: &measured.dataset,
-        asked,
+        asked: asked.indices,
         estimates: estimates
             .map(|(&i, e)| (i, estimator.estimate(e)))
             .collect(),
@@ -265,7 +326,6 @@ fn evaluate_bundle(
         .par_chunks(chunk)
         .map(estimate)
         .collect::<Result<_, _>>()?;
-    let [low, high] = manifest.task.range;
     let known = manifest
         .report
         .first()
@@ -276,9 +336,7 @@ fn evaluate_bundle(
         range: manifest.task.range,
         thresholds: match known {
             Some(scores) => scores.iter().map(|score| score.k).collect(),
-            None => [0.01, 0.02, 0.05, 0.1]
-                .map(|share| share * (high - low))
-                .to_vec(),
+            None => default_thresholds(manifest.task.range),
         },
         images: name,
         dataset: &dataset,
@@ -313,4 +371,38 @@ fn rows_of(dataset: &Dataset, split: Option<&str>) -> (String, Vec<usize>) {
         |split| format!("{table}, split {split}"),
     );
     (name, wanted.map(|(index, _)| index).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_on_other_tables_have_names_of_their_own() {
+        let run = |weights| Subject::Run {
+            folder: "runs/age".into(),
+            weights,
+        };
+        let of = |table: Option<&str>, split: Option<&str>, weights| {
+            let images = Images {
+                table: table.map(PathBuf::from),
+                columns: None,
+                split: split.map(String::from),
+            };
+            images.stem(&run(weights), "test")
+        };
+        assert_eq!(of(None, None, Weights::Best), "test");
+        assert_eq!(of(None, None, Weights::Last), "test-last");
+        let stems = [
+            of(Some("test.csv"), None, Weights::Best),
+            of(Some("other/test.csv"), None, Weights::Best),
+            of(Some("test.csv"), Some("3"), Weights::Best),
+            of(Some("test.csv"), None, Weights::Last),
+        ];
+        let different: std::collections::BTreeSet<&String> = stems.iter().collect();
+        assert_eq!(different.len(), 4, "{stems:?}");
+        assert!(stems.iter().all(|stem| stem.starts_with("data-test")));
+        assert!(stems[2].starts_with("data-test-3-"), "{stems:?}");
+        assert!(stems[3].starts_with("data-test-last-"), "{stems:?}");
+    }
 }

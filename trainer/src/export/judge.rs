@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::ExportError;
 use super::measure::{Encoded, tensors};
 use crate::config::Config;
+use crate::data::Unreadable;
 use crate::fit::Prepared;
 
 /// Validation images that candidates are compared on, at most, evenly spaced.
@@ -76,7 +77,7 @@ impl<'a> Judge<'a> {
         let indices: Vec<usize> = places.iter().map(|&place| all.indices[place]).collect();
         let pick = |place: &usize| all.embeddings[*place].clone();
         let embeddings: Vec<Vec<f32>> = places.iter().map(pick).collect();
-        let tensors = tensors(config, prepared, &indices)?;
+        let tensors = tensors(config, prepared, &indices, Unreadable::Stop)?;
         let labels = places.iter().map(|&place| all.labels[place]).collect();
         Ok((count > 0).then(|| Self::of(estimator, tensors, labels, embeddings)))
     }

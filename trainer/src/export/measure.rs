@@ -9,7 +9,7 @@ use numclip::verify::cosine;
 
 use super::{ExportError, judge};
 use crate::config::Config;
-use crate::data::Dataset;
+use crate::data::{Dataset, Unreadable};
 use crate::fit::{Embedded, Prepared, loader};
 
 /// What one network makes of the validation and test images.
@@ -91,11 +91,15 @@ pub fn tensors(
     config: &Config,
     prepared: &Prepared,
     indices: &[usize],
+    unreadable: Unreadable,
 ) -> Result<Vec<Vec<f32>>, ExportError> {
-    let loader = loader(config, prepared, indices)?;
+    let loader = loader(config, prepared, indices, unreadable)?;
     let mut tensors = Vec::with_capacity(indices.len());
     for batch in loader.epoch(0, 0) {
         let batch = batch.map_err(crate::fit::FitError::from)?;
+        for skipped in &batch.skipped {
+            eprintln!("warning: skipped {skipped}");
+        }
         tensors.extend(
             batch
                 .images
@@ -133,7 +137,7 @@ fn embed(
     model: &dyn Model,
     indices: &[usize],
 ) -> Result<Embedded, ExportError> {
-    let loader = loader(config, prepared, indices)?;
+    let loader = loader(config, prepared, indices, Unreadable::Stop)?;
     let mut all = Embedded::default();
     for batch in loader.epoch(0, 0) {
         let batch = batch.map_err(crate::fit::FitError::from)?;

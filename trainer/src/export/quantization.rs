@@ -364,7 +364,7 @@ pub fn failed(error: tract_onnx::prelude::TractError) -> ExportError {
     ExportError::Calibrate(format!("{error:#}"))
 }
 
-/// Training images from which ranges are taken.
+/// Training images from which ranges are taken; some may be unreadable, as in training.
 pub fn calibration_images(
     config: &Config,
     prepared: &Prepared,
@@ -372,5 +372,5 @@ pub fn calibration_images(
     let mut indices = prepared.splits.train.clone();
     indices.shuffle(&mut ChaCha8Rng::seed_from_u64(config.train.seed));
     indices.truncate(config.export.calibration_images);
-    tensors(config, prepared, &indices)
+    tensors(config, prepared, &indices, config.data.unreadable())
 }

@@ -13,6 +13,8 @@ use safetensors::{SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
 
 use super::{FitError, Run, State};
+use crate::checkpoint::Checkpoint;
+use crate::config::Train;
 use crate::file::write_whole;
 use crate::model::numclip::NumClip;
 use crate::optim::Ema;
@@ -64,6 +66,13 @@ impl Counters {
     /// Steps done since the run began.
     pub fn global_step(&self, steps_per_epoch: u64) -> u64 {
         self.epoch as u64 * steps_per_epoch + self.step as u64
+    }
+
+    /// Whether nothing is left to do of `train`: all epochs are done, or its patience is at an end.
+    pub fn is_over(&self, train: &Train) -> bool {
+        let is_stale = |patience: usize| self.epoch - self.best_epoch >= patience.max(1);
+        let stale = self.best.is_some() && train.patience.is_some_and(is_stale);
+        self.step == 0 && (self.epoch >= train.epochs || stale)
     }
 
     /// Notes the epoch just completed if it is the best so far.
@@ -139,6 +148,16 @@ impl Run {
             parts.push((AVERAGE, ema.to_bytes()?));
         }
         write_parts(&path, &parts)
+    }
+
+    /// Whether the run in `folder` is trained to its end.
+    pub fn is_trained(folder: &Path) -> bool {
+        let counters = |run: &Self| {
+            let file = Checkpoint::open(&run.checkpoint()).ok()?;
+            read_counters(&file.raw(COUNTERS).ok()?).ok()
+        };
+        Self::read(folder)
+            .is_ok_and(|(run, config, _)| counters(&run).is_some_and(|c| c.is_over(&config.train)))
     }
 
     /// Writes the weights of the best epoch so far.

@@ -74,6 +74,9 @@ pub fn embed_all(config: &Config, model: &NumClip, loader: &Loader) -> Result<Em
     let mut all = Embedded::default();
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
+        if batch.is_empty() {
+            continue;
+        }
         let images = TensorData::new(batch.images, [batch.labels.len(), 3, size, size]);
         let embedded = model.embed(Tensor::from_data(images, &device));
         let [_, dim] = embedded.dims();

@@ -9,7 +9,7 @@ use super::teacher::Lesson;
 use crate::config::Config;
 use crate::data::Batch;
 use crate::model::numclip::NumClip;
-use crate::optim::scale_gradients;
+use crate::optim::{read_together, scale_gradients};
 
 /// What the batches of a step give together, each weighted by its images.
 ///
@@ -52,15 +52,16 @@ impl<'a> Pass<'a> {
         let images = TensorData::new(images, [count, 3, size, size]);
         let output = model.forward(Tensor::from_data(images, self.device));
         let values = output.values.clone().narrow(0, 0, batch.len());
+        let loss = self.objective.loss(output, batch, lesson, self.device);
+        let share = batch.len() as f64 / self.full() as f64;
+        let gradients = loss.clone().mul_scalar(share).backward();
+        self.sum
+            .accumulate(model, GradientsParams::from_grads(gradients, model));
+        // Read last: a GPU has the way back to compute meanwhile.
         self.values
             .extend(values.into_data_as::<f32>().iter::<f32>());
         self.labels.extend(&batch.labels);
-        let loss = self.objective.loss(output, batch, lesson, self.device);
-        self.losses += f64::from(loss.clone().into_scalar::<f32>()) * batch.len() as f64;
-        let share = batch.len() as f64 / self.full() as f64;
-        let gradients = loss.mul_scalar(share).backward();
-        self.sum
-            .accumulate(model, GradientsParams::from_grads(gradients, model));
+        self.losses += f64::from(loss.into_scalar::<f32>()) * batch.len() as f64;
     }
 
     /// Adds what another device computed of the same step, for the parameters of `model`.
@@ -95,17 +96,16 @@ impl<'a> Pass<'a> {
 
 /// Whether every weight and statistic is a finite number.
 pub fn is_finite(model: &NumClip) -> bool {
-    struct Finite(bool);
-    impl ModuleVisitor for Finite {
+    struct Zeros(Vec<Tensor<1>>);
+    impl ModuleVisitor for Zeros {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             // 0 times a number is 0, 0 times infinity is not.
-            let zero: f32 = param.val().mul_scalar(0.0).sum().into_scalar();
-            self.0 &= zero == 0.0;
+            self.0.push(param.val().mul_scalar(0.0).sum());
         }
     }
-    let mut finite = Finite(true);
-    model.visit(&mut finite);
-    finite.0
+    let mut zeros = Zeros(Vec::new());
+    model.visit(&mut zeros);
+    read_together(zeros.0).into_iter().all(|zero| zero == 0.0)
 }
 
 #[cfg(test)]

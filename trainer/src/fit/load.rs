@@ -2,14 +2,19 @@
 
 use super::{FitError, Prepared};
 use crate::config::Config;
-use crate::data::loader::Unreadable;
-use crate::data::{Augment, Loader, LoaderConfig, Sampling, Views};
+use crate::data::{Augment, Loader, LoaderConfig, Sampling, Unreadable, Views};
 
 /// A loader over some samples for evaluation: in order, without random changes.
-pub fn loader(config: &Config, prepared: &Prepared, indices: &[usize]) -> Result<Loader, FitError> {
+pub fn loader(
+    config: &Config,
+    prepared: &Prepared,
+    indices: &[usize],
+    unreadable: Unreadable,
+) -> Result<Loader, FitError> {
     let loader = LoaderConfig {
         batch: config.train.batch_size,
         sampling: Sampling::Sequential,
+        unreadable,
         ..loader_config(config)
     };
     let (plan, augment) = (config.preprocess.clone(), Augment::none());
@@ -31,6 +36,7 @@ pub fn training_loader(
         seed,
         sampling: config.train.sampling,
         drop_last: indices.len() >= batch,
+        unreadable: config.data.unreadable(),
         ..loader_config(config)
     };
     let plan = config.preprocess.clone();
@@ -52,10 +58,6 @@ fn loader_config(config: &Config) -> LoaderConfig {
     LoaderConfig {
         workers: config.train.workers,
         cache_mib: config.train.cache_mib / 2,
-        unreadable: match config.data.max_unreadable {
-            0 => Unreadable::Stop,
-            limit => Unreadable::Skip(limit),
-        },
         ..LoaderConfig::default()
     }
 }

@@ -11,7 +11,7 @@ use super::start::{self, TeacherSource, WeightsSource};
 use super::teacher::Teacher;
 use crate::config::Config;
 use crate::data::fingerprint::{Fingerprint, fingerprints};
-use crate::data::{DataError, Dataset, Leak, LeakPolicy, Splits, leak, unlabelled};
+use crate::data::{DataError, Dataset, LeakPolicy, Splits, digest, leak, unlabelled};
 use crate::model::numclip::NumClip;
 use crate::text::{
     BinEmbeddings, Ordinality, Prompt, TextSide, TextTower, bin_embeddings, load_bin_embeddings,
@@ -41,25 +41,29 @@ pub struct Prepared {
     tower: Option<TextTower>,
 }
 
-/// Opens the data set, divides it and embeds the bins.
+/// Opens the data set, divides it and embeds the bins. What a student's task names of images
+/// without labels stays out: [`prepare_student`] takes them, to train on.
 ///
 /// # Errors
 /// [`FitError`] names the file, and the line where there is one.
 pub fn prepare(config: &Config, device: &Device) -> Result<Prepared, FitError> {
     let (embeddings, tower) = embeddings(config, device)?;
-    let prepared = prepare_with(config, embeddings)?;
+    let labelled = labelled(config)?;
+    let prepared = prepare_with(config, embeddings, &labelled, labelled.clone())?;
     Ok(Prepared {
         tower: tower.filter(|_| config.text.tune.tunes_prompt()),
         ..prepared
     })
 }
 
-/// As [`prepare`] for a student of `teacher`, whose bins it keeps.
+/// As [`prepare`] for training a student of `teacher`, whose bins it keeps.
 ///
 /// # Errors
 /// As [`prepare`].
 pub fn prepare_student(config: &Config, teacher: &Teacher) -> Result<Prepared, FitError> {
-    let mut prepared = prepare_with(config, teacher.bins().clone())?;
+    let labelled = labelled(config)?;
+    let dataset = with_unlabelled(config, &labelled)?;
+    let mut prepared = prepare_with(config, teacher.bins().clone(), &labelled, dataset)?;
     let seen = |split: &str, images: &[usize]| {
         let seen = teacher.has_seen(images.iter().map(|&index| prepared.sha256[index]));
         (seen > 0).then(|| {
@@ -79,12 +83,15 @@ pub fn prepare_student(config: &Config, teacher: &Teacher) -> Result<Prepared, F
     })
 }
 
-fn prepare_with(config: &Config, embeddings: BinEmbeddings) -> Result<Prepared, FitError> {
-    let data = &config.data;
-    let labelled = Dataset::open(&data.table, &data.columns, config.task.range)?;
-    let dataset = with_unlabelled(config, &labelled)?;
+/// `dataset` is `labelled`, with or without unlabelled images behind it.
+fn prepare_with(
+    config: &Config,
+    embeddings: BinEmbeddings,
+    labelled: &Dataset,
+    dataset: Dataset,
+) -> Result<Prepared, FitError> {
     let prints = fingerprints(&dataset)?;
-    let (splits, warnings) = splits(config, &labelled, &dataset, &prints)?;
+    let (splits, warnings) = splits(config, labelled, &dataset, &prints)?;
     Ok(Prepared {
         ordinality: Ordinality::of(embeddings.labels.clone(), &embeddings.values).score,
         digest: dataset.digest(&prints),
@@ -97,6 +104,17 @@ fn prepare_with(config: &Config, embeddings: BinEmbeddings) -> Result<Prepared, 
         embeddings,
         tower: None,
     })
+}
+
+fn labelled(config: &Config) -> Result<Dataset, DataError> {
+    let data = &config.data;
+    Dataset::open(&data.table, &data.columns, config.task.range)
+}
+
+/// The digest of all images of a task, those without labels among them.
+pub(super) fn digest_of_all(config: &Config) -> Result<String, FitError> {
+    let dataset = with_unlabelled(config, &labelled(config)?)?;
+    Ok(dataset.digest(&fingerprints(&dataset)?))
 }
 
 /// The labelled images, and behind them those without labels that the task names beside them.
@@ -161,11 +179,9 @@ fn splits(
     if leaks.is_empty() {
         return Ok((splits, Vec::new()));
     }
-    let mendable = leaks.iter().all(Leak::is_copy);
     let what = match data.leaks {
-        LeakPolicy::Drop if mendable => {
-            leak::drop_copies(&mut splits, &leaks);
-            "left out of training"
+        LeakPolicy::Drop if leak::drop_copies(&mut splits, &leaks) => {
+            "left out of training, and of validation where test has them"
         }
         LeakPolicy::Allow => "allowed by data.leaks",
         LeakPolicy::Refuse | LeakPolicy::Drop => return Err(dataset.leaking(leaks)),
@@ -248,6 +264,26 @@ fn embeddings(
 }
 
 impl Prepared {
+    /// SHA-256, in hexadecimal, over the images for training, validation and test in their order:
+    /// names, labels and files. Which of them are held back, what is drawn of them and how they
+    /// are batched hangs on that order.
+    pub fn splits_digest(&self) -> String {
+        let splits = &self.splits;
+        self.digest_of(&[&splits.train, &splits.val, &splits.test])
+    }
+
+    /// The same over the unlabelled images; empty without any.
+    pub fn unlabelled_digest(&self) -> String {
+        match self.splits.unlabelled.as_slice() {
+            [] => String::new(),
+            unlabelled => self.digest_of(&[unlabelled]),
+        }
+    }
+
+    fn digest_of(&self, lists: &[&[usize]]) -> String {
+        digest::of_lists(self.dataset.samples(), &self.sha256, lists)
+    }
+
     /// The bin embeddings that `model` matches images against.
     ///
     /// # Errors

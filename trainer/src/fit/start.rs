@@ -52,12 +52,8 @@ pub(super) fn source(config: &Config) -> Result<Option<WeightsSource>, FitError>
     let Some(path) = &config.model.init else {
         return Ok(None);
     };
-    let file = Checkpoint::open(path)?;
-    let name = path.file_name().unwrap_or(path.as_os_str());
-    Ok(Some(WeightsSource {
-        file: name.to_string_lossy().into_owned(),
-        sha256: file.sha256().map_err(|kind| file.error(kind))?,
-    }))
+    let (file, sha256) = Checkpoint::open(path)?.identity()?;
+    Ok(Some(WeightsSource { file, sha256 }))
 }
 
 /// The encoder, for embeddings of width `dim`.

@@ -19,10 +19,14 @@ pub fn clip_gradients<M: Module>(
 ) -> f64 {
     let mut squares = Squares {
         gradients,
-        sum: 0.0,
+        sums: Vec::new(),
     };
     module.visit(&mut squares);
-    let norm = squares.sum.sqrt();
+    let norm = read_together(squares.sums)
+        .into_iter()
+        .map(f64::from)
+        .sum::<f64>();
+    let norm = norm.sqrt();
     let factor = max_norm.map_or(1.0, |max| max / (norm + NORM_EPSILON));
     if norm.is_finite() && factor < 1.0 {
         scale_gradients(module, gradients, factor);
@@ -35,17 +39,28 @@ pub fn scale_gradients<M: Module>(module: &M, gradients: &mut GradientsParams, f
     module.visit(&mut Scale { gradients, factor });
 }
 
+/// The values of many tensors of one value. They come together: on a GPU every single one would
+/// wait for all that was asked before it.
+pub(crate) fn read_together(values: Vec<Tensor<1>>) -> Vec<f32> {
+    match values.is_empty() {
+        true => Vec::new(),
+        false => Tensor::cat(values, 0)
+            .into_data_as::<f32>()
+            .iter()
+            .collect(),
+    }
+}
+
 struct Squares<'a> {
     gradients: &'a GradientsParams,
-    sum: f64,
+    sums: Vec<Tensor<1>>,
 }
 
 impl ModuleVisitor for Squares<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = self.gradients.get::<D>(param.id) {
             // Dimension by dimension: a plain sum over millions of values is split by thread.
-            let sum: f32 = gradient.square().sum_dim(0).sum().into_scalar();
-            self.sum += f64::from(sum);
+            self.sums.push(gradient.square().sum_dim(0).sum());
         }
     }
 }

@@ -10,6 +10,7 @@ mod rates;
 pub mod rule;
 pub mod schedule;
 
+pub(crate) use clip::read_together;
 pub use clip::{clip_gradients, scale_gradients};
 pub use ema::Ema;
 pub use freeze::Freeze;
@@ -133,7 +134,7 @@ impl GroupedOptimizer {
     /// [`OptimError::OutOfRange`] for a number that makes no sense, [`OptimError::EmptyGroup`] for
     /// a path that fits no parameter of `module`.
     pub fn new<M: Module>(config: &OptimConfig, module: &M) -> Result<Self, OptimError> {
-        check(config)?;
+        config.validate()?;
         Ok(Self {
             inner: ModuleOptimizer::from(Rule::new(config)),
             rates: Rates::new(config, parameter_paths(module))?,
@@ -185,24 +186,31 @@ impl GroupedOptimizer {
     }
 }
 
-fn check(config: &OptimConfig) -> Result<(), OptimError> {
-    let rates = config.groups.iter().map(|group| ("groups.lr", group.lr));
-    for (field, got) in rates.chain([("lr", config.lr), ("weight_decay", config.weight_decay)]) {
-        in_range(field, got, got >= 0.0 && got.is_finite(), "0 or more")?;
+impl OptimConfig {
+    /// Whether every number makes sense.
+    ///
+    /// # Errors
+    ///
+    /// [`OptimError::OutOfRange`] naming the field.
+    pub fn validate(&self) -> Result<(), OptimError> {
+        let rates = self.groups.iter().map(|group| ("groups.lr", group.lr));
+        for (field, got) in rates.chain([("lr", self.lr), ("weight_decay", self.weight_decay)]) {
+            in_range(field, got, got >= 0.0 && got.is_finite(), "0 or more")?;
+        }
+        for got in self.betas {
+            in_range("betas", got, (0.0..1.0).contains(&got), "0 to below 1")?;
+        }
+        let decay = self.layer_decay;
+        in_range(
+            "layer_decay",
+            decay,
+            decay > 0.0 && decay <= 1.0,
+            "above 0, up to 1",
+        )?;
+        let epsilon = self.epsilon;
+        let fits = epsilon > 0.0 && epsilon.is_finite();
+        in_range("epsilon", epsilon, fits, "above 0")
     }
-    for got in config.betas {
-        in_range("betas", got, (0.0..1.0).contains(&got), "0 to below 1")?;
-    }
-    let decay = config.layer_decay;
-    in_range(
-        "layer_decay",
-        decay,
-        decay > 0.0 && decay <= 1.0,
-        "above 0, up to 1",
-    )?;
-    let epsilon = config.epsilon;
-    let fits = epsilon > 0.0 && epsilon.is_finite();
-    in_range("epsilon", epsilon, fits, "above 0")
 }
 
 fn in_range(

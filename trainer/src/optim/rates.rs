@@ -86,14 +86,16 @@ fn layer_shares(paths: &[String], decay: f64) -> Vec<f64> {
     layers.into_iter().map(share).collect()
 }
 
-/// The path up to its first number; none for a parameter outside numbered blocks.
+/// The path up to its first number; none for a parameter outside numbered blocks. Numbers of
+/// branches do not count: branches stand beside each other, and not one behind the other.
 fn block(path: &str) -> Option<&str> {
-    let mut end = 0;
+    let (mut end, mut is_branch) = (0, false);
     for part in path.split('.') {
         end += part.len();
-        if part.bytes().all(|byte| byte.is_ascii_digit()) {
+        if !is_branch && part.bytes().all(|byte| byte.is_ascii_digit()) {
             return Some(&path[..end]);
         }
+        is_branch = part == "branches";
         end += 1;
     }
     None
@@ -101,7 +103,37 @@ fn block(path: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
+    use crate::model::{Architecture, EncoderConfig, Norm, Padding};
+    use crate::optim::parameter_paths;
+
+    #[test]
+    fn branches_of_a_block_are_one_layer() {
+        let config = EncoderConfig {
+            architecture: Architecture::MobileOneS0,
+            width: 0.25,
+            embedding: 8,
+            padding: Padding::default(),
+            norm: Norm::default(),
+            branches: Some(2),
+        };
+        let encoder = config.init(0, &Device::flex()).unwrap();
+        let paths: Vec<String> = parameter_paths(&encoder)
+            .into_iter()
+            .map(|path| format!("encoder.{path}"))
+            .collect();
+        let shares = layer_shares(&paths, 0.5);
+        let stem = paths.iter().zip(&shares);
+        let stem: Vec<f64> = stem
+            .filter(|(path, _)| path.contains("stem"))
+            .map(|(_, share)| *share)
+            .collect();
+        assert!(paths.iter().any(|path| path.contains("stem.scale")));
+        // Twenty-one pairs of blocks and the head follow.
+        assert_eq!(stem, vec![0.5f64.powi(43); stem.len()], "{paths:?}");
+    }
 
     #[test]
     fn layers_are_blocks_and_what_stands_between_them() {

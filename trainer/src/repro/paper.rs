@@ -1,7 +1,5 @@
 //! The tables, with what is published of them and where.
 
-use crate::data::protocol::{Fold, FoldSource};
-
 /// A table of the literature.
 #[derive(Debug)]
 pub struct Paper {
@@ -115,15 +113,6 @@ impl Paper {
     /// A table by its name.
     pub fn named(name: &str) -> Option<&'static Self> {
         PAPERS.iter().find(|paper| paper.name == name)
-    }
-
-    /// One of its folds, from 1.
-    pub(super) fn fold(&self, number: usize) -> Fold {
-        Fold {
-            number,
-            of: self.folds,
-            from: FoldSource::Auto,
-        }
     }
 }
 

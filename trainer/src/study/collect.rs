@@ -9,15 +9,25 @@ use toml::{Table, Value};
 
 use super::statistics::Mean;
 use crate::config::Config;
-use crate::eval::{EvalError, Evaluation};
+use crate::eval::{self, EvalError, Evaluation};
 use crate::fit::{FitError, Run};
 
 /// Keys that make repetitions of a setting, not another one.
-const REPETITION: [&str; 4] = [
+const REPETITION: [&str; 3] = [
     "train.seed",
-    "train.device",
     "data.protocol.fold.number",
     "data.protocol.leave_out",
+];
+
+/// Keys that say where and how something is computed, and change no number of it but for rounding.
+const INDIFFERENT: [&str; 7] = [
+    "train.device",
+    "train.workers",
+    "train.cache_mib",
+    "train.checkpoint_steps",
+    "train.gradient_checkpointing",
+    "data.table",
+    "teacher.cache",
 ];
 
 /// Measures that the table leaves to JSON, for room.
@@ -97,6 +107,21 @@ pub enum StudyError {
         /// Its task.
         got: String,
     },
+    /// Runs measured on different images.
+    #[error(
+        "{} is measured on {got}, {} on {expected}; report them apart, or measure them on the same \
+         images", run.display(), first.display()
+    )]
+    OtherImages {
+        /// The run.
+        run: PathBuf,
+        /// Its images.
+        got: String,
+        /// A run before it.
+        first: PathBuf,
+        /// The images of that one.
+        expected: String,
+    },
 }
 
 /// Reads the runs in `folders` and sorts them by setting.
@@ -126,6 +151,7 @@ pub fn collect(folders: &[PathBuf]) -> Result<Study, StudyError> {
             got: other.evaluation.task.clone(),
         });
     }
+    check_images(&members)?;
     Ok(Study {
         task: first.task,
         unit: first.unit,
@@ -134,15 +160,32 @@ pub fn collect(folders: &[PathBuf]) -> Result<Study, StudyError> {
     })
 }
 
+/// All runs must be measured on the same split, and those of one fold on as many of its images.
+fn check_images(members: &[Member]) -> Result<(), StudyError> {
+    let split = |member: &Member| member.evaluation.images.clone();
+    let count = |member: &Member| format!("{} {} images", member.evaluation.count, split(member));
+    for (place, member) in members.iter().enumerate() {
+        let differs = |other: &&Member| {
+            split(other) != split(member)
+                || (other.fold == member.fold && count(other) != count(member))
+        };
+        if let Some(other) = members[..place].iter().find(differs) {
+            return Err(StudyError::OtherImages {
+                run: member.folder.clone(),
+                got: count(member),
+                first: other.folder.clone(),
+                expected: count(other),
+            });
+        }
+    }
+    Ok(())
+}
+
 fn member(folder: &Path) -> Result<Member, StudyError> {
     let (run, config, provenance) = Run::read(folder)?;
     let (_, epochs) = run.history()?;
-    let stem = if provenance.images[2] > 0 {
-        "test"
-    } else {
-        "val"
-    };
-    let evaluation = Evaluation::read(&folder.join("eval"), stem).map_err(|error| {
+    let stem = provenance.measured_split().unwrap_or("val");
+    let evaluation = Evaluation::read(&folder.join(eval::FOLDER), stem).map_err(|error| {
         let (run, error) = (folder.to_owned(), Box::new(error));
         StudyError::Unmeasured { run, error }
     })?;
@@ -159,18 +202,22 @@ fn member(folder: &Path) -> Result<Member, StudyError> {
             .iter()
             .filter_map(|epoch| Some(epoch.validation.as_ref()?.mae))
             .collect(),
-        values: values(&config),
+        values: values(&config, &provenance.data_digest),
         evaluation,
     })
 }
 
-/// Everything in a task file but what makes repetitions, by dotted key.
-fn values(config: &Config) -> BTreeMap<String, String> {
+/// Everything that a result hangs on but what makes repetitions, by dotted key. Data is known by
+/// its digest, wherever it lies.
+fn values(config: &Config, digest: &str) -> BTreeMap<String, String> {
     let mut values = BTreeMap::new();
     if let Ok(table) = Table::try_from(config) {
         flatten("", &Value::Table(table), &mut values);
     }
-    values.retain(|key, _| !REPETITION.contains(&key.as_str()));
+    let apart = |key: &str| !REPETITION.contains(&key) && !INDIFFERENT.contains(&key);
+    values.retain(|key, _| apart(key));
+    let digest: String = digest.chars().take(8).collect();
+    values.insert("data.digest".into(), digest);
     values
 }
 
@@ -372,5 +419,34 @@ impl Study {
             text += "\n";
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::study::Variant;
+
+    #[test]
+    fn places_and_threads_make_no_other_setting_but_other_data_does() {
+        let task = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tasks/age.toml"));
+        let with = |pairs: &[&str], digest: &str| {
+            let variant = Variant {
+                set: pairs.iter().map(|pair| pair.parse().unwrap()).collect(),
+                ..Variant::default()
+            };
+            values(&variant.read(task).unwrap(), digest)
+        };
+        let plain = with(&[], "00");
+        let elsewhere = [
+            "train.workers=3",
+            "train.cache_mib=7",
+            "train.checkpoint_steps=9",
+            "train.device=cpu",
+            "data.table=elsewhere/labels.csv",
+        ];
+        assert_eq!(with(&elsewhere, "00"), plain);
+        assert_ne!(with(&[], "01"), plain);
+        assert_ne!(with(&["train.epochs=3"], "00"), plain);
     }
 }

@@ -7,20 +7,24 @@ use std::str::FromStr;
 use toml::{Table, Value};
 
 use crate::config::{Config, ConfigError};
-use crate::data::protocol::{Class, FewShot, Fold, FoldSource, Shift};
+use crate::data::protocol::{Class, FoldSource};
 use crate::data::{DataError, Dataset, LeakPolicy};
 
-/// Changes to a task file; none by default.
+/// Changes to a task file; none by default. What is none here stays as the file says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Variant {
-    /// One fold of a cross-validation.
-    pub fold: Option<Fold>,
+    /// One fold of a cross-validation, from 1, and the number of folds.
+    pub fold: Option<(usize, usize)>,
+    /// Where the folds come from; only beside `fold`.
+    pub folds_from: Option<FoldSource>,
     /// The group to test on.
     pub leave_out: Option<String>,
     /// Training images of each class.
-    pub few_shot: Option<FewShot>,
-    /// Thinned classes.
-    pub shift: Option<Shift>,
+    pub few_shot: Option<usize>,
+    /// How many of the largest classes are thinned, and the share of their images that stays.
+    pub shift: Option<(usize, f32)>,
+    /// What a class is; only beside `few_shot` or `shift`.
+    pub per: Option<Class>,
     /// Seed of the run.
     pub seed: Option<u64>,
     /// What to do about leaks.
@@ -45,14 +49,10 @@ pub struct Plan {
     pub base: Variant,
     /// Number of folds; 0 for no cross-validation.
     pub folds: usize,
-    /// Where the folds come from.
-    pub folds_from: FoldSource,
     /// Groups to leave out, one after the other.
     pub groups: Vec<String>,
     /// Training images of each class; none for all images.
     pub few_shot: Vec<usize>,
-    /// What a class is.
-    pub per: Class,
     /// Seeds; none for that of the task file.
     pub seeds: Vec<u64>,
     /// Alternatives, each a list of values to set; none for the task file as it is.
@@ -89,23 +89,25 @@ impl Variant {
     /// What is changed, a word for each: `fold2of5`, `shots4`, `seed3`.
     fn parts(&self) -> Vec<String> {
         let mut parts = Vec::new();
-        if let Some(Fold { number, of, from }) = self.fold {
-            let groups = if from == FoldSource::Groups {
-                "groups"
-            } else {
-                ""
+        let by_bin = match self.per {
+            Some(Class::Bin) => "per-bin",
+            _ => "",
+        };
+        if let Some((number, of)) = self.fold {
+            let groups = match self.folds_from {
+                Some(FoldSource::Groups) => "groups",
+                _ => "",
             };
             parts.push(format!("fold{number}of{of}{groups}"));
         }
         if let Some(group) = &self.leave_out {
             parts.push(format!("without-{group}"));
         }
-        if let Some(few) = &self.few_shot {
-            parts.push(format!("shots{}{}", few.images, per(few.per, "per-")));
+        if let Some(images) = self.few_shot {
+            parts.push(format!("shots{images}{by_bin}"));
         }
-        if let Some(shift) = &self.shift {
-            let per = per(shift.per, "per-");
-            parts.push(format!("shift{}x{}{per}", shift.classes, shift.keep));
+        if let Some((classes, keep)) = self.shift {
+            parts.push(format!("shift{classes}x{keep}{by_bin}"));
         }
         parts.extend(
             self.set
@@ -120,24 +122,23 @@ impl Variant {
     pub fn flags(&self) -> Vec<String> {
         let mut flags: Vec<String> = Vec::new();
         let mut flag = |name: &str, value: String| flags.extend([name.to_owned(), value]);
-        if let Some(Fold { number, of, from }) = self.fold {
+        if let Some((number, of)) = self.fold {
             flag("--fold", format!("{number}/{of}"));
-            if from != FoldSource::Auto {
-                flag("--folds-from", keyword(&from));
-            }
+        }
+        if let (Some(_), Some(from)) = (self.fold, &self.folds_from) {
+            flag("--folds-from", keyword(from));
         }
         if let Some(group) = &self.leave_out {
             flag("--leave-out", group.clone());
         }
-        if let Some(few) = &self.few_shot {
-            flag("--few-shot", few.images.to_string());
+        if let Some(images) = self.few_shot {
+            flag("--few-shot", images.to_string());
         }
-        if let Some(shift) = &self.shift {
-            flag("--shift", format!("{}:{}", shift.classes, shift.keep));
+        if let Some((classes, keep)) = self.shift {
+            flag("--shift", format!("{classes}:{keep}"));
         }
-        let classes = [self.few_shot.map(|f| f.per), self.shift.map(|s| s.per)];
-        if classes.contains(&Some(Class::Bin)) {
-            flag("--per", keyword(&Class::Bin));
+        if let (true, Some(per)) = (self.few_shot.is_some() || self.shift.is_some(), &self.per) {
+            flag("--per", keyword(per));
         }
         if let Some(seed) = self.seed {
             flag("--seed", seed.to_string());
@@ -151,28 +152,38 @@ impl Variant {
         flags
     }
 
+    /// Single values, so that what stands beside them in the task file stays.
     fn values(&self) -> Vec<(&'static str, Value)> {
         let mut values = Vec::new();
-        let mut add = |key, value: Result<Value, toml::ser::Error>| {
-            values.extend(value.ok().map(|value| (key, value)));
-        };
-        if let Some(fold) = &self.fold {
-            add("data.protocol.fold", Value::try_from(fold));
+        let mut add = |key, value: Value| values.push((key, value));
+        if let Some((fold, of)) = self.fold {
+            add("data.protocol.fold.number", number(fold as u64));
+            add("data.protocol.fold.of", number(of as u64));
+        }
+        if let (Some(_), Some(from)) = (self.fold, &self.folds_from) {
+            add("data.protocol.fold.from", keyword(from).into());
         }
         if let Some(group) = &self.leave_out {
-            add("data.protocol.leave_out", Value::try_from(group));
+            add("data.protocol.leave_out", group.clone().into());
         }
-        if let Some(few) = &self.few_shot {
-            add("data.protocol.few_shot", Value::try_from(few));
+        if let Some(images) = self.few_shot {
+            add("data.protocol.few_shot.images", number(images as u64));
         }
-        if let Some(shift) = &self.shift {
-            add("data.protocol.shift", Value::try_from(shift));
+        if let (Some(_), Some(per)) = (self.few_shot, &self.per) {
+            add("data.protocol.few_shot.per", keyword(per).into());
         }
-        if let Some(seed) = &self.seed {
-            add("train.seed", Value::try_from(seed));
+        if let Some((classes, keep)) = self.shift {
+            add("data.protocol.shift.classes", number(classes as u64));
+            add("data.protocol.shift.keep", f64::from(keep).into());
+        }
+        if let (Some(_), Some(per)) = (self.shift, &self.per) {
+            add("data.protocol.shift.per", keyword(per).into());
+        }
+        if let Some(seed) = self.seed {
+            add("train.seed", number(seed));
         }
         if let Some(leaks) = &self.leaks {
-            add("data.leaks", Value::try_from(leaks));
+            add("data.leaks", keyword(leaks).into());
         }
         values
     }
@@ -185,21 +196,13 @@ impl Plan {
         variants = spread(variants, &self.seeds, |v, &seed| v.seed = Some(seed));
         let folds: Vec<usize> = (1..=self.folds).collect();
         variants = spread(variants, &folds, |v, &number| {
-            v.fold = Some(Fold {
-                number,
-                of: self.folds,
-                from: self.folds_from,
-            });
+            v.fold = Some((number, self.folds));
         });
         variants = spread(variants, &self.groups, |v, group| {
             v.leave_out = Some(group.clone());
         });
         variants = spread(variants, &self.few_shot, |v, &images| {
-            v.few_shot = Some(FewShot {
-                images,
-                val_images: None,
-                per: self.per,
-            });
+            v.few_shot = Some(images);
         });
         spread(variants, &self.variants, |v, set| {
             v.set.extend_from_slice(set)
@@ -233,19 +236,30 @@ impl FromStr for Set {
                 "expected a dotted key such as train.epochs, got `{key}`"
             ));
         }
-        let parsed = format!("v = {value}").parse::<Table>().ok();
-        let parsed = parsed.and_then(|mut table| table.remove("v"));
         Ok(Self {
             key: key.into(),
-            value: parsed.unwrap_or_else(|| Value::String(value.into())),
+            value: parse(value),
         })
     }
 }
 
 impl fmt::Display for Set {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.key, text(&self.value))
+        let plain = text(&self.value);
+        match parse(plain.trim()) == self.value {
+            true => write!(f, "{}={plain}", self.key),
+            // Text that would be read as something else needs its quotes.
+            false => write!(f, "{}={}", self.key, self.value),
+        }
     }
+}
+
+/// A value as TOML, or as text where it is none.
+fn parse(value: &str) -> Value {
+    let parsed = format!("v = {value}").parse::<Table>().ok();
+    let alone = parsed.filter(|table| table.len() == 1);
+    let parsed = alone.and_then(|mut table| table.remove("v"));
+    parsed.unwrap_or_else(|| Value::String(value.into()))
 }
 
 /// Every one of `variants` with each of `values`; as they are without values.
@@ -298,11 +312,9 @@ fn keyword(value: &impl serde::Serialize) -> String {
         .unwrap_or_default()
 }
 
-fn per(class: Class, before: &str) -> String {
-    match class {
-        Class::Label => String::new(),
-        Class::Bin => format!("{before}bin"),
-    }
+/// TOML has no numbers above `i64::MAX`; as text they are refused by the check of the file.
+fn number(value: u64) -> Value {
+    i64::try_from(value).map_or_else(|_| value.to_string().into(), Value::Integer)
 }
 
 /// Letters, digits, `.` and `_` stay, everything else becomes `-`.
@@ -371,23 +383,88 @@ mod tests {
     fn changes_reach_the_configuration_and_wrong_keys_are_named() {
         let task = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tasks/age.toml"));
         let variant = Variant {
-            fold: Some(Fold {
-                number: 2,
-                of: 5,
-                from: FoldSource::Auto,
-            }),
+            fold: Some((2, 5)),
             seed: Some(7),
             set: vec!["train.optimizer.lr=0.5".parse().unwrap()],
             ..Variant::default()
         };
         let config = variant.read(task).unwrap();
         assert_eq!((config.train.seed, config.train.optimizer.lr), (7, 0.5));
-        assert_eq!(config.data.protocol.fold, variant.fold);
+        let fold = config.data.protocol.fold.unwrap();
+        assert_eq!((fold.number, fold.of), (2, 5));
         let wrong = Variant {
             set: vec!["train.epocs=3".parse().unwrap()],
             ..Variant::default()
         };
         let message = wrong.read(task).unwrap_err().to_string();
         assert!(message.contains("epocs"), "{message}");
+        let beyond = Variant {
+            seed: Some(u64::MAX),
+            ..Variant::default()
+        };
+        assert!(beyond.read(task).is_err());
+    }
+
+    #[test]
+    fn flags_leave_what_stands_beside_their_values() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("task.toml");
+        let task = r#"
+            task = { name = "t", range = [0, 10] }
+            bin = [{ label = "a", start = 0, end = 5 }, { label = "b", start = 5, end = 10 }]
+            [data]
+            table = "labels.csv"
+            protocol.fold = { number = 1, of = 5, from = "groups" }
+            protocol.few_shot = { images = 8, val_images = 3, per = "bin" }
+            protocol.shift = { classes = 2, keep = 0.5, per = "bin" }
+        "#;
+        std::fs::write(&path, task).unwrap();
+        let variant = Variant {
+            fold: Some((2, 4)),
+            few_shot: Some(1),
+            shift: Some((1, 0.25)),
+            ..Variant::default()
+        };
+        let got = variant.read(&path).unwrap().data.protocol;
+        let (fold, few, shift) = (got.fold.unwrap(), got.few_shot.unwrap(), got.shift.unwrap());
+        assert_eq!(
+            (fold.number, fold.of, fold.from),
+            (2, 4, FoldSource::Groups)
+        );
+        assert_eq!(
+            (few.images, few.val_images, few.per),
+            (1, Some(3), Class::Bin)
+        );
+        assert_eq!(
+            (shift.classes, shift.keep, shift.per),
+            (1, 0.25, Class::Bin)
+        );
+        let all = Variant {
+            folds_from: Some(FoldSource::Auto),
+            per: Some(Class::Label),
+            ..variant
+        };
+        let got = all.read(&path).unwrap().data.protocol;
+        assert_eq!(got.fold.unwrap().from, FoldSource::Auto);
+        assert_eq!(got.few_shot.unwrap().per, Class::Label);
+        assert_eq!(got.shift.unwrap().per, Class::Label);
+        assert!(all.flags().join(" ").contains("--per label"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_a_plan_prints_is_read_back(text in "[ -~\\n]{0,12}", number: i64, float in -1e9f64..1e9) {
+            for value in [
+                Value::String(text),
+                Value::String(number.to_string()),
+                Value::String("1.0".into()),
+                Value::Integer(number),
+                Value::Float(float),
+                Value::Array(vec!["a b".into(), number.into()]),
+            ] {
+                let set = Set { key: "data.columns.split".into(), value };
+                assert_eq!(set.to_string().parse::<Set>().unwrap(), set);
+            }
+        }
     }
 }

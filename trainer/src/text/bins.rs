@@ -169,25 +169,17 @@ pub fn load_bin_embeddings(path: &Path, labels: &[String]) -> Result<BinEmbeddin
             expected,
         })));
     }
+    let (name, sha256) = file.identity()?;
     Ok(BinEmbeddings {
         labels: labels.to_vec(),
         dim,
         values: unit_rows(values, dim, &path.display().to_string())?,
         source: TextSource::Embeddings {
-            file: file_name(path),
-            sha256: sha256(&file)?,
+            file: name,
+            sha256,
             model: file.metadata().get("model").cloned(),
         },
     })
-}
-
-pub(super) fn file_name(path: &Path) -> String {
-    let name = path.file_name().unwrap_or(path.as_os_str());
-    name.to_string_lossy().into_owned()
-}
-
-pub(super) fn sha256(file: &Checkpoint) -> Result<String, TextError> {
-    Ok(file.sha256().map_err(|kind| file.error(kind))?)
 }
 
 fn compare_labels(path: &Path, stored: &str, labels: &[String]) -> Result<(), TextError> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 use super::bins::TextSource;
-use super::{TextError, bins, prompt};
+use super::{TextError, prompt};
 use crate::checkpoint::CheckpointErrorKind;
 use crate::clip::transformer::{Sight, Transformer};
 use crate::clip::{self, Activation, ClipFile, Hints, TextShape, TransformerShape, Weights};
@@ -105,10 +105,8 @@ impl TextTower {
             let error = CheckpointErrorKind::Model(problem);
             return Err(file.checkpoint().error(error).into());
         }
-        let source = TextSource::Weights {
-            file: bins::file_name(path),
-            sha256: bins::sha256(file.checkpoint())?,
-        };
+        let (name, sha256) = file.checkpoint().identity()?;
+        let source = TextSource::Weights { file: name, sha256 };
         Ok(Self::assemble(
             &TextConfig::of(&shape),
             source,

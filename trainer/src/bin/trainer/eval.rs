@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use burn::tensor::Device;
 use clap::Args;
 use numclip_trainer::data::Columns;
-use numclip_trainer::eval::{Evaluation, Images, Part, Subject, evaluate};
+use numclip_trainer::device::Choice;
+use numclip_trainer::eval::{self, Evaluation, Images, Part, Subject, evaluate};
 
 /// Measure a run, its weights or a bundle on labelled images.
 ///
@@ -42,6 +44,10 @@ pub struct Eval {
     /// Seed of the bootstrap
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// What to run the weights of a run on: auto, cpu, cuda, cuda:1 [default: auto]. A bundle is
+    /// run as a device runs it, on the processor
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Choice>,
     /// All measures as one JSON object on stdout
     #[arg(long)]
     json: bool,
@@ -61,13 +67,14 @@ impl Eval {
             columns,
             split: self.split.clone(),
         };
-        let evaluation = evaluate(&subject, &images, self.seed)?;
+        let device = self.device(&subject)?;
+        let evaluation = evaluate(&subject, &images, self.seed, &device)?;
         match self.json {
             true => println!("{}", serde_json::to_string(&evaluation)?),
             false => print(&evaluation),
         }
         if let Some(folder) = self.folder(&subject) {
-            let page = evaluation.write(&folder, &self.stem(&evaluation))?;
+            let page = evaluation.write(&folder, &images.stem(&subject, &evaluation.images))?;
             eprintln!("report: {}", page.display());
         }
         match evaluation.skipped.as_slice() {
@@ -82,21 +89,27 @@ impl Eval {
     fn folder(&self, subject: &Subject) -> Option<PathBuf> {
         match (&self.out, subject) {
             (Some(folder), _) => Some(folder.clone()),
-            (None, Subject::Run { folder, .. }) => Some(folder.join("eval")),
+            (None, Subject::Run { folder, .. }) => Some(folder.join(eval::FOLDER)),
             (None, Subject::Bundle(_)) => None,
         }
     }
 
-    /// `test`, `val`, … for the run's own images, otherwise the table's name.
-    fn stem(&self, evaluation: &Evaluation) -> String {
-        let Some(table) = &self.data else {
-            let last = self.subject.ends_with("checkpoint.safetensors");
-            return format!("{}{}", evaluation.images, if last { "-last" } else { "" });
-        };
-        let name = table.file_stem().unwrap_or_default().to_string_lossy();
-        match &self.split {
-            Some(split) => format!("{name}-{split}"),
-            None => name.into_owned(),
+    fn device(&self, subject: &Subject) -> Result<Device> {
+        match (subject, &self.device) {
+            (Subject::Bundle(_), None) => Ok(Device::flex()),
+            (Subject::Bundle(folder), Some(_)) => bail!(
+                "--device is for the weights of a run; {} is a bundle, which runs on the \
+                 processor: leave the flag out",
+                folder.display()
+            ),
+            (Subject::Run { .. }, choice) => {
+                let opened = choice.clone().unwrap_or_default().open()?;
+                opened
+                    .note
+                    .iter()
+                    .for_each(|note| eprintln!("warning: {note}"));
+                Ok(opened.devices[0].clone())
+            }
         }
     }
 }

@@ -24,9 +24,9 @@ use crate::tflite;
 /// residual networks have a float form only.
 ///
 /// How ranges, weights and biases become integers is said by `[export]` of the
-/// task file or by the flags here. With a budget or `--search` other ways are
-/// tried too, from the cheapest to the dearest, on the validation images: the
-/// first within the budget is taken, without one the best. An encoder that
+/// task file or by the flags here. With `--budget-mae` or `--search` other ways
+/// are tried too, from the cheapest to the dearest, on the validation images:
+/// the first within the budget is taken, without one the best. An encoder that
 /// breaks its budget is written only with `--force`; else the exit code is 1.
 /// Where no way of quantising the whole network is within `--budget-mae`, the
 /// most sensitive layers stay in 32-bit floats, as few as the budget lets.
@@ -121,6 +121,12 @@ enum Which {
 
 impl Export {
     pub fn run(self) -> Result<()> {
+        if let (Kind::F32, Some(flag)) = (self.precision, self.asks_for_int8()) {
+            let message = format!(
+                "{flag} says how int8 is made, and --precision f32 makes none; leave one of them out"
+            );
+            crate::usage_error("export", &message).exit();
+        }
         let precision = match self.precision {
             Kind::Int8 => Precision::Int8,
             Kind::F32 => Precision::F32,
@@ -163,6 +169,24 @@ impl Export {
         say("report", &report::of_run(&self.run, exported.measured)?);
         say("bundle", &self.out);
         Ok(())
+    }
+
+    /// A flag that only int8 makes sense of.
+    fn asks_for_int8(&self) -> Option<&'static str> {
+        let recipe = &self.recipe;
+        let flags = [
+            ("--search", self.search),
+            ("--budget-mae", self.budget_mae.is_some()),
+            ("--qat-epochs", self.qat_epochs > 0),
+            ("--float-layers", self.float_layers.is_some()),
+            ("--range", recipe.range.is_some()),
+            ("--equalize", recipe.equalize.is_some()),
+            ("--adaptive-rounding", recipe.adaptive_rounding.is_some()),
+            ("--bias-correction", recipe.bias_correction.is_some()),
+            ("--smoothing", recipe.smoothing.is_some()),
+        ];
+        let given = flags.into_iter().find(|(_, given)| *given);
+        given.map(|(flag, _)| flag)
     }
 
     fn wanted(&self) -> Wanted {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use numclip_trainer::config::Config;
 use numclip_trainer::device::Choice;
 use numclip_trainer::eval;
@@ -20,7 +20,10 @@ use crate::variant::{Changes, Single};
 /// With a `[teacher]` in the task file, the model learns from a run, a bundle, a
 /// CLIP checkpoint or any ONNX encoder as well, also of images without labels.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    group(ArgGroup::new("classes").args(["few_shot", "shift"]).multiple(true)),
+    group(ArgGroup::new("cross_validation").args(["fold"])),
+    after_help = "\
 Examples:
   trainer fit trainer/tasks/gauge.toml
   trainer fit trainer/tasks/tomato-student.toml  (a small network, taught by a larger one)
@@ -29,7 +32,8 @@ Examples:
   trainer fit task.toml --fold 2/5 --seed 3      (into runs/NAME-fold2of5-seed3)
   trainer fit task.toml --few-shot 4 --set train.epochs=20
   trainer fit task.toml --resume
-  trainer fit task.toml --device cuda:0,1 --set train.accumulate=2   (two GPUs)")]
+  trainer fit task.toml --device cuda:0,1 --set train.accumulate=2   (two GPUs)"
+)]
 pub struct Fit {
     /// Task file
     #[arg(value_name = "TASK.toml")]
@@ -64,7 +68,7 @@ impl Fit {
         let out = self
             .out
             .unwrap_or_else(|| default_folder(&config, &variant));
-        if self.requeue && is_done(&out) {
+        if self.requeue && eval::is_complete(&out) {
             eprintln!("done already: {}", out.display());
             return Ok(());
         }
@@ -83,7 +87,7 @@ impl Fit {
             );
         }
 
-        let page = measure(&out)?;
+        let page = measure(&out, &config.train.device)?;
         eprintln!("{}", summary(&config, &outcome));
         eprintln!("report: {}", page.display());
         eprintln!(
@@ -97,16 +101,16 @@ impl Fit {
 
 /// Measures the best weights on the run's test images (validation where there
 /// are none), keeps the estimates in the run's folder and writes its report.
-pub fn measure(out: &Path) -> Result<PathBuf> {
+pub fn measure(out: &Path, device: &Choice) -> Result<PathBuf> {
+    let (_, _, provenance) = Run::read(out)?;
+    if provenance.measured_split().is_none() {
+        return Ok(report::of_run(out, report::Measured::default())?);
+    }
     let subject = eval::Subject::at(out)?;
-    let evaluation = eval::evaluate(&subject, &eval::Images::default(), 0)?;
-    evaluation.write(&out.join("eval"), &evaluation.images)?;
+    let device = &device.open()?.devices[0];
+    let evaluation = eval::evaluate(&subject, &eval::Images::default(), 0, device)?;
+    evaluation.write(&out.join(eval::FOLDER), &evaluation.images)?;
     Ok(report::of_run(out, evaluation.measured())?)
-}
-
-/// Whether a run is trained and measured.
-pub fn is_done(out: &Path) -> bool {
-    out.join(report::FILE_NAME).is_file()
 }
 
 fn summary(config: &Config, outcome: &Outcome) -> String {

@@ -15,7 +15,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser};
 
 /// Fine-tunes a NumCLIP image encoder and exports it as a quantised bundle.
 #[derive(Parser)]
@@ -67,6 +68,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error of flags of a subcommand that do not go together.
+fn usage_error(subcommand: &str, message: &str) -> clap::Error {
+    let mut command = Cli::command().bin_name("trainer");
+    command.build();
+    let command = command.find_subcommand_mut(subcommand).cloned();
+    let mut command = command.unwrap_or_else(Cli::command);
+    command.error(ErrorKind::ArgumentConflict, message)
 }
 
 /// A flag that the first Ctrl-C sets; the second one ends the program.

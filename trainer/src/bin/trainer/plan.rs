@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use numclip_trainer::config::Config;
 use numclip_trainer::study::{Plan as Study, Set, Variant, variant};
 
@@ -16,14 +16,18 @@ use crate::variant::Changes;
 /// in a folder of its own. The commands are independent of each other; each may
 /// be run again, and then goes on where it stopped.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    group(ArgGroup::new("classes").args(["few_shot", "shift"]).multiple(true)),
+    group(ArgGroup::new("cross_validation").args(["folds"])),
+    after_help = "\
 Examples:
   trainer plan task.toml --folds 5 --seeds 3
   trainer plan task.toml --folds 5 | xargs -d '\\n' -n 1 -P 2 sh -c
   trainer plan task.toml --few-shot 1,2,4,8 --seeds 5 > runs.txt
   sbatch --array=1-20 --wrap 'sh -c \"$(sed -n ${SLURM_ARRAY_TASK_ID}p runs.txt)\"'
   trainer plan task.toml --vary model.head.regressor.kind=ssr,expectation --seeds 5
-  trainer report runs/age-*")]
+  trainer report runs/age-*"
+)]
 pub struct Plan {
     /// Task file
     #[arg(value_name = "TASK.toml")]
@@ -65,14 +69,12 @@ impl Plan {
         let study = Study {
             base: self.changes.variant(),
             folds: self.folds,
-            folds_from: self.changes.folds_from(),
             groups: match self.leave_group_out {
                 true => variant::groups(&config)?,
                 false => Vec::new(),
             },
             few_shot: self.few_shot.clone(),
-            per: self.changes.per(),
-            seeds: (first..first + self.seeds).collect(),
+            seeds: (first..first.saturating_add(self.seeds)).collect(),
             variants: alternatives(&self.vary)?,
         };
         let variants = study.variants();
@@ -97,9 +99,9 @@ impl Plan {
             let run = serde_json::json!({
                 "run": folder,
                 "args": args,
-                "fold": variant.fold.map(|fold| fold.number),
+                "fold": variant.fold.map(|(number, _)| number),
                 "leave_out": variant.leave_out,
-                "few_shot": variant.few_shot.map(|few| few.images),
+                "few_shot": variant.few_shot,
                 "seed": variant.seed,
             });
             return Ok(run.to_string());

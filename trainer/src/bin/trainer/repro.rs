@@ -7,12 +7,13 @@ use anyhow::{Result, anyhow, bail};
 use clap::{Args, builder::PossibleValuesParser};
 use numclip_trainer::config::Config;
 use numclip_trainer::device::Choice;
+use numclip_trainer::eval;
 use numclip_trainer::fit::{Options, Run, fit};
 use numclip_trainer::repro::{Comparison, Found, PAPERS, Paper, Part, read};
 use numclip_trainer::study::{self, Set, collect};
 
-use crate::fit::{is_done, measure};
-use crate::variant::Leaks;
+use crate::fit::measure;
+use crate::variant::{Leaks, parse_seed};
 
 /// Run a table of the literature on your own copy of the data.
 ///
@@ -44,7 +45,8 @@ pub struct Repro {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     folds: Vec<usize>,
     /// Seeds
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0",
+          value_parser = parse_seed)]
     seeds: Vec<u64>,
     /// What to do about images that splits share; the published runs do not look
     #[arg(long, value_enum, default_value_t = Leaks::Allow)]
@@ -124,7 +126,7 @@ impl Repro {
 
 /// Starts a run, goes on with it, or leaves it if it is done; says whether it is done now.
 fn carry_out(config: &Config, out: &Path, interrupt: &AtomicBool) -> Result<bool> {
-    if is_done(out) {
+    if eval::is_complete(out) {
         let (_, mut begun, _) = Run::read(out)?;
         begun.train.device = config.train.device.clone();
         if begun != *config {
@@ -142,7 +144,7 @@ fn carry_out(config: &Config, out: &Path, interrupt: &AtomicBool) -> Result<bool
     };
     let outcome = fit(config, &options)?;
     if !outcome.interrupted {
-        measure(out)?;
+        measure(out, &config.train.device)?;
     }
     Ok(!outcome.interrupted)
 }

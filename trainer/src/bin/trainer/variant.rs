@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use numclip_trainer::data::LeakPolicy;
-use numclip_trainer::data::protocol::{Class, FewShot, Fold, FoldSource, Shift};
+use numclip_trainer::data::protocol::{Class, FoldSource};
 use numclip_trainer::study::{Set, Variant};
 
 /// What `fit` and `plan` share.
@@ -11,12 +11,12 @@ pub struct Changes {
     /// Thin the C largest classes of the training images to a share S
     #[arg(long, value_name = "C:S", value_parser = parse_shift)]
     shift: Option<(usize, f32)>,
-    /// What --few-shot and --shift count images by
-    #[arg(long, value_enum, default_value_t = Per::Label)]
-    per: Per,
-    /// Where folds come from
-    #[arg(long, value_enum, default_value_t = From::Auto)]
-    folds_from: From,
+    /// What --few-shot and --shift count images by [default: as the task file says, or label]
+    #[arg(long, value_enum, requires = "classes")]
+    per: Option<Per>,
+    /// Where folds come from [default: as the task file says, or auto]
+    #[arg(long, value_enum, requires = "cross_validation")]
+    folds_from: Option<From>,
     /// What to do about images and groups that splits share [default: as the task file says, or refuse]
     #[arg(long, value_enum)]
     leaks: Option<Leaks>,
@@ -38,7 +38,7 @@ pub struct Single {
     #[arg(long, value_name = "IMAGES")]
     few_shot: Option<usize>,
     /// Seed of weights, order, augmentation and few-shot draws
-    #[arg(long)]
+    #[arg(long, value_parser = parse_seed)]
     seed: Option<u64>,
 }
 
@@ -83,31 +83,31 @@ impl Changes {
     /// These changes alone.
     pub fn variant(&self) -> Variant {
         Variant {
-            shift: self.shift.map(|(classes, keep)| Shift {
-                classes,
-                keep,
-                per: self.per(),
-            }),
+            folds_from: self.folds_from.map(From::source),
+            shift: self.shift,
+            per: self.per.map(Per::class),
             leaks: self.leaks.map(Leaks::policy),
             set: self.set.clone(),
             ..Variant::default()
         }
     }
+}
 
-    /// What a class is.
-    pub fn per(&self) -> Class {
-        match self.per {
-            Per::Label => Class::Label,
-            Per::Bin => Class::Bin,
+impl Per {
+    fn class(self) -> Class {
+        match self {
+            Self::Label => Class::Label,
+            Self::Bin => Class::Bin,
         }
     }
+}
 
-    /// Where folds come from.
-    pub fn folds_from(&self) -> FoldSource {
-        match self.folds_from {
-            From::Auto => FoldSource::Auto,
-            From::Column => FoldSource::Column,
-            From::Groups => FoldSource::Groups,
+impl From {
+    fn source(self) -> FoldSource {
+        match self {
+            Self::Auto => FoldSource::Auto,
+            Self::Column => FoldSource::Column,
+            Self::Groups => FoldSource::Groups,
         }
     }
 }
@@ -116,21 +116,20 @@ impl Single {
     /// All changes of a single run.
     pub fn variant(&self, changes: &Changes) -> Variant {
         Variant {
-            fold: self.fold.map(|(number, of)| Fold {
-                number,
-                of,
-                from: changes.folds_from(),
-            }),
+            fold: self.fold,
             leave_out: self.leave_out.clone(),
-            few_shot: self.few_shot.map(|images| FewShot {
-                images,
-                val_images: None,
-                per: changes.per(),
-            }),
+            few_shot: self.few_shot,
             seed: self.seed,
             ..changes.variant()
         }
     }
+}
+
+/// A seed that a task file can hold: TOML has no larger numbers.
+pub fn parse_seed(text: &str) -> Result<u64, String> {
+    let seed = text.parse::<i64>().ok();
+    let seed = seed.and_then(|seed| u64::try_from(seed).ok());
+    seed.ok_or_else(|| format!("expected a number from 0 to {}", i64::MAX))
 }
 
 fn parse_fold(text: &str) -> Result<(usize, usize), String> {

@@ -111,7 +111,7 @@ fn another_picture_and_a_group_in_two_splits() {
 }
 
 #[test]
-fn a_split_used_twice_is_found_and_copies_can_be_dropped() -> Result<(), DataError> {
+fn a_split_used_twice_is_found_and_cannot_be_mended() -> Result<(), DataError> {
     let folder = tempfile::tempdir().unwrap();
     gauges(folder.path(), 6);
     let table = folder.path().join("set/t.csv");
@@ -134,7 +134,35 @@ fn a_split_used_twice_is_found_and_copies_can_be_dropped() -> Result<(), DataErr
         lines[1],
         "  images/000004.png (line 6) is in val and in test"
     );
-    drop_copies(&mut splits, &found);
-    assert_eq!((splits.val.len(), splits.test.len()), (0, 2));
+    assert!(!drop_copies(&mut splits, &found));
+    assert_eq!((splits.val.len(), splits.test.len()), (2, 2));
+    let message = dataset.leaking(found).to_string();
+    assert!(!message.contains("drop"), "{message}");
     Ok(())
+}
+
+#[test]
+fn copies_are_dropped_unless_nothing_is_left_of_a_split() {
+    let folder = tempfile::tempdir().unwrap();
+    gauges(folder.path(), 4);
+    let images = folder.path().join("set/images");
+    std::fs::copy(images.join("000003.png"), images.join("copy.png")).unwrap();
+    let divided = |rows: &str| {
+        let table = folder.path().join("set/t.csv");
+        std::fs::write(&table, format!("path,label,split\n{rows}")).unwrap();
+        let dataset = Dataset::open(&table, &Columns::default(), [0.0, 100.0]).unwrap();
+        let plan = SplitPlan {
+            val_fraction: 0.0,
+            ..SplitPlan::default()
+        };
+        let mut splits = Splits::new(&dataset, &plan).unwrap();
+        let found = find(&dataset, &splits, &fingerprints(&dataset).unwrap());
+        (drop_copies(&mut splits, &found), splits.val)
+    };
+    let start = "images/000000.png,0,train\nimages/000003.png,3,val\nimages/copy.png,3,test\n";
+    assert_eq!(divided(start), (false, vec![1]));
+    assert_eq!(
+        divided(&format!("{start}images/000001.png,1,val\n")),
+        (true, vec![3])
+    );
 }

@@ -92,7 +92,7 @@ impl Shared {
                 last,
             }),
             Unreadable::Skip(_) if batch.is_empty() => Err(LoadError::Unreadable(last)),
-            Unreadable::Skip(_) => Ok(batch),
+            Unreadable::Skip(_) | Unreadable::List => Ok(batch),
         }
     }
 

@@ -82,10 +82,11 @@ impl Teacher {
         };
         let (run, mut config, provenance, model, estimator, bins) =
             open().map_err(|error| TeacherError::Run(error.into()))?;
-        let sha256 = sha256(&match weights {
+        let (_, sha256) = Checkpoint::open(&match weights {
             Weights::Best => run.best(),
             Weights::Last => run.checkpoint(),
-        })?;
+        })?
+        .identity()?;
         let seen = seen(&config, device);
         config.model.init = None;
         Ok(Self {
@@ -157,9 +158,9 @@ impl Teacher {
             });
         }
         let scale = file.logit_scale()?.map_or(CLIP_SCALE, f64::from);
-        let sha256 = sha256(path)?;
+        let (name, sha256) = file.checkpoint().identity()?;
         Ok(Self {
-            source: untold("CLIP", path, &sha256),
+            source: untold("CLIP", &name, &sha256),
             estimator: expectation(config, &bins, scale)?,
             bins,
             plan,
@@ -187,7 +188,7 @@ impl Teacher {
         let scale = config.model.head.logit_scale;
         let sha256 = hexadecimal(&Sha256::digest(&bytes));
         Ok(Self {
-            source: untold("ONNX", path, &sha256),
+            source: untold("ONNX", &file_name(path), &sha256),
             estimator: expectation(config, &bins, scale)?,
             bins,
             plan,
@@ -200,9 +201,9 @@ impl Teacher {
 }
 
 /// A file that does not say what it learned from.
-fn untold(kind: &str, path: &Path, sha256: &str) -> TeacherSource {
+fn untold(kind: &str, name: &str, sha256: &str) -> TeacherSource {
     TeacherSource {
-        name: format!("{kind} {}", file_name(path)),
+        name: format!("{kind} {name}"),
         learned_from: String::new(),
         sha256: sha256.into(),
     }
@@ -266,11 +267,6 @@ fn learned_from(description: &str, digest: &str) -> String {
 
 fn labels(bins: &[Bin]) -> Vec<String> {
     bins.iter().map(|bin| bin.label.clone()).collect()
-}
-
-fn sha256(path: &Path) -> Result<String, TeacherError> {
-    let file = Checkpoint::open(path)?;
-    Ok(file.sha256().map_err(|kind| file.error(kind))?)
 }
 
 fn file_name(path: &Path) -> String {
