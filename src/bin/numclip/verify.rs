@@ -16,7 +16,9 @@ use numclip::verify::{
 use serde_json::{Value, json};
 
 use crate::EngineChoice;
-use crate::exit::{Exit, UsageError};
+use crate::exit::Exit;
+#[cfg(feature = "flash")]
+use crate::exit::UsageError;
 use crate::labels::LabelsArgs;
 use crate::table::{columns, padded, with_unit};
 use diagnosis::Diagnosis;
