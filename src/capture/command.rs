@@ -36,7 +36,7 @@ pub struct Program {
     /// for its reader and its end is the end of the source.
     pub live: bool,
     /// The argument that may hold a password. Where the program complains of
-    /// it, it is shown as [`without_password`] does.
+    /// it, the password is left out.
     pub address: Option<String>,
 }
 
