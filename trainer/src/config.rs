@@ -295,13 +295,37 @@ impl Config {
         Self::parse(path, |_| {}, |_| Ok(()))
     }
 
+    /// A resolved task file that another machine keeps, with other places of its files. Relative
+    /// ones are resolved against the current folder.
+    pub(crate) fn from_run(
+        text: &str,
+        change: impl FnOnce(&mut toml::Table),
+    ) -> Result<Self, ConfigError> {
+        let path = Path::new("the run's task.toml");
+        Self::parse_text(path, || Ok(text.into()), change, |_| Ok(()))
+    }
+
     fn parse(
         path: &Path,
         change: impl FnOnce(&mut toml::Table),
         check_written: impl FnOnce(&Self) -> Result<(), ConfigErrorKind>,
     ) -> Result<Self, ConfigError> {
+        Self::parse_text(
+            path,
+            || std::fs::read_to_string(path),
+            change,
+            check_written,
+        )
+    }
+
+    fn parse_text(
+        path: &Path,
+        read: impl FnOnce() -> std::io::Result<String>,
+        change: impl FnOnce(&mut toml::Table),
+        check_written: impl FnOnce(&Self) -> Result<(), ConfigErrorKind>,
+    ) -> Result<Self, ConfigError> {
         let parse = || -> Result<Self, ConfigErrorKind> {
-            let text = std::fs::read_to_string(path)?;
+            let text = read()?;
             // Parsed twice: errors of the text itself keep their line.
             let written: Self = toml::from_str(&text)?;
             let mut table: toml::Table = toml::from_str(&text)?;

@@ -2,8 +2,10 @@
 
 mod checkpoint;
 mod evaluate;
+mod feed;
 mod gradients;
 mod load;
+mod machines;
 mod meter;
 mod objective;
 mod start;
@@ -23,23 +25,25 @@ use thiserror::Error;
 use crate::checkpoint::CheckpointError;
 use crate::config::Config;
 use crate::data::loader::LoadError;
-use crate::data::{Batch, DataError, Loader, Unreadable};
+use crate::data::{DataError, Loader, Unreadable};
 use crate::device::{DeviceError, Opened};
 use crate::model::numclip::NumClip;
 use crate::model::weights::WeightsError;
 use crate::optim::{Ema, GroupedOptimizer, OptimError, clip_gradients, freeze};
 use crate::text::TextError;
-use checkpoint::Counters;
+use checkpoint::{Counters, file_error};
+use feed::Feed;
 use gradients::{Pass, is_finite};
+use machines::{Machines, Steps};
 use meter::Meter;
 use objective::Objective;
-use parallel::{Crew, Taught};
+use parallel::Crew;
 use progress::Progress;
-use teacher::{Beside, Lessons};
 
 pub use checkpoint::Weights;
 pub use evaluate::{Embedded, Evaluation, embed_all, evaluate};
 pub use load::{loader, training_loader};
+pub use machines::{FILES, Join, Joined, Listen, MachinesError, join};
 pub use prepare::{Prepared, prepare, prepare_for, prepare_student, untrained};
 pub use run::{EpochRecord, Provenance, Run, StepRecord};
 pub use start::{TeacherSource, WeightsSource};
@@ -51,6 +55,8 @@ pub struct Options<'a> {
     pub out: &'a Path,
     /// Goes on where an earlier run in `out` stopped.
     pub resume: bool,
+    /// Where other machines may join; none to compute alone.
+    pub listen: Option<&'a Listen>,
     /// Set from outside to end the run after the current step.
     pub interrupt: &'a AtomicBool,
 }
@@ -120,6 +126,9 @@ pub enum FitError {
         /// Batches in a step.
         batches: usize,
     },
+    /// Machines do not work together.
+    #[error(transparent)]
+    Machines(#[from] MachinesError),
     /// There is no teacher to learn from.
     #[error(transparent)]
     Teacher(#[from] TeacherError),
@@ -213,12 +222,20 @@ pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> 
         state = state.restore(&run)?;
         run.truncate_metrics(&state.counters)?;
     }
-    let trainer = Trainer::new(config, &prepared, &run, &devices)?;
-    let trainer = match &teacher {
-        Some(teacher) => trainer.taught_by(teacher, options.interrupt)?,
-        None => trainer,
+    let feed = Feed::new(config, &prepared, teacher.as_ref(), options.interrupt)?;
+    warn(feed.warnings());
+    let trainer = Trainer::new(config, &prepared, &run, feed, &devices)?;
+    let task = toml::to_string(config).map_err(|error| file_error(run.folder(), &error))?;
+    let task = machines::Task {
+        config: task,
+        provenance: run::provenance(&prepared),
     };
-    trainer.train(state, options.interrupt)
+    let share = (devices.devices.len(), config.train.accumulate);
+    let mut machines = Machines::open(options.listen, task, share)?;
+    machines.wait_for(options.listen.map_or(1, |l| l.machines), options.interrupt);
+    let outcome = trainer.train(state, &mut machines, options.interrupt)?;
+    machines.dismiss(!outcome.interrupted);
+    Ok(outcome)
 }
 
 fn warn<'a>(warnings: impl IntoIterator<Item = &'a String>) {
@@ -262,9 +279,8 @@ struct Trainer<'a> {
     config: &'a Config,
     prepared: &'a Prepared,
     run: &'a Run,
-    loader: Loader,
+    feed: Feed<'a>,
     validation: Option<Loader>,
-    lessons: Option<Lessons>,
     devices: &'a Opened,
     crew: Crew<'a>,
 }
@@ -274,19 +290,13 @@ impl<'a> Trainer<'a> {
         config: &'a Config,
         prepared: &'a Prepared,
         run: &'a Run,
+        feed: Feed<'a>,
         devices: &'a Opened,
     ) -> Result<Self, FitError> {
         let splits = &prepared.splits;
-        let images = (config.train.batch_size, config.train.seed);
-        let loader = training_loader(config, prepared, &splits.train, images, None)?;
         let validation = match splits.val.is_empty() {
             true => None,
-            false => Some(self::loader(
-                config,
-                prepared,
-                &splits.val,
-                Unreadable::Stop,
-            )?),
+            false => Some(loader(config, prepared, &splits.val, Unreadable::Stop)?),
         };
         let counts = prepared.dataset.check_bins(&splits.train, &config.bin)?;
         let objective = Objective::new(config, &counts);
@@ -294,9 +304,8 @@ impl<'a> Trainer<'a> {
             config,
             prepared,
             run,
-            loader,
+            feed,
             validation,
-            lessons: None,
             devices,
             crew: Crew::new(config, objective, &devices.devices, |device| {
                 untrained(config, prepared, device)
@@ -304,29 +313,19 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// The same with everything that `teacher` says of the training images.
-    fn taught_by(self, teacher: &Teacher, interrupt: &AtomicBool) -> Result<Self, FitError> {
-        let (config, prepared) = (self.config, self.prepared);
-        let lessons = Lessons::new(config, prepared, teacher, interrupt)?;
-        warn(lessons.warnings());
-        let images = (config.train.batch_size, config.train.seed);
-        let views = teacher::views(config, teacher);
-        let train = &prepared.splits.train;
-        Ok(Self {
-            loader: training_loader(config, prepared, train, images, views.as_ref())?,
-            lessons: Some(lessons),
-            ..self
-        })
-    }
-
-    fn train(&self, mut state: State, interrupt: &AtomicBool) -> Result<Outcome, FitError> {
+    fn train(
+        &self,
+        mut state: State,
+        machines: &mut Machines,
+        interrupt: &AtomicBool,
+    ) -> Result<Outcome, FitError> {
         let train = &self.config.train;
         if !Run::is_begun(self.run.folder()) {
             // However early the run is killed, it goes on from here.
             self.save(&mut state)?;
         }
         while !state.counters.is_over(train) {
-            state = self.epoch(state, interrupt)?;
+            state = self.epoch(state, machines, interrupt)?;
             if interrupt.load(Ordering::Relaxed) {
                 break;
             }
@@ -342,37 +341,38 @@ impl<'a> Trainer<'a> {
     }
 
     /// One epoch, or the rest of one.
-    fn epoch(&self, mut state: State, interrupt: &AtomicBool) -> Result<State, FitError> {
+    fn epoch(
+        &self,
+        mut state: State,
+        machines: &mut Machines,
+        interrupt: &AtomicBool,
+    ) -> Result<State, FitError> {
         let epoch = state.counters.epoch;
-        let (steps, accumulate) = (self.steps(), self.config.train.accumulate);
+        let steps = self.steps();
         state.model = freeze::apply(&self.config.train.freeze, state.model, epoch + 1);
         state.optimizer.begin_epoch(epoch + 1);
         let mut meter = Meter::start(self.devices);
-        let progress = Progress::start(
-            epoch + 1,
-            self.config.train.epochs,
-            steps,
-            state.counters.step,
-        );
-        let first = state.counters.step * accumulate;
-        let mut batches = self.loader.epoch(epoch as u64, first);
-        let shown = epoch * self.loader.steps() + first;
-        let lessons = self.lessons.as_ref();
-        let mut beside = lessons.and_then(|lessons| lessons.beside(shown as u64));
-        while state.counters.step < steps {
-            let mut pass = self.crew.begin();
-            let copies = self.crew.copies(&state.model);
-            let mut batches = batches.by_ref().take(accumulate);
-            loop {
-                let together = batches.by_ref().take(self.crew.len());
-                let together = together.map(|batch| self.taught(batch?, &mut beside, &progress));
-                let together: Vec<Taught> = meter.wait(|| together.collect::<Result<_, _>>())?;
-                if together.is_empty() {
-                    break;
-                }
-                self.crew.add(&mut pass, &state.model, &copies, &together);
-                self.require_finite("the loss", pass.loss(), &state.counters)?;
+        let (epochs, done) = (self.config.train.epochs, state.counters.step);
+        let progress = Progress::start(epoch + 1, epochs, steps.count(), done);
+        let share = machines.share_out(&state.model, epoch, (steps, done))?;
+        let mut batches = self.feed.batches(epoch, share);
+        while state.counters.step < steps.count() {
+            let step = state.counters.step;
+            if machines.changed() {
+                let share = machines.share_out(&state.model, epoch, (steps, step))?;
+                batches = self.feed.batches(epoch, share);
             }
+            meter.note_machines(machines.count());
+            let mut pass = self.crew.begin();
+            let own = machines.ask(&state.model, steps.of(step))?;
+            let own = batches.few(own.len(), &mut meter, &progress);
+            self.crew.work(&mut pass, &state.model, own)?;
+            let undone = machines.gather(&mut pass, &state.model);
+            if !undone.is_empty() {
+                let undone = self.feed.batches(epoch, undone);
+                self.crew.work(&mut pass, &state.model, undone)?;
+            }
+            self.require_finite("the loss", pass.loss(), &state.counters)?;
             meter.add(pass.labels.len());
             state = self.step(state, pass)?;
             progress.advance(&state.counters.sums, &meter.speed(epoch + 1));
@@ -381,38 +381,22 @@ impl<'a> Trainer<'a> {
                 .counters
                 .step
                 .is_multiple_of(self.config.train.checkpoint_steps);
-            if state.counters.step < steps && (stop || due) {
+            if state.counters.step < steps.count() && (stop || due) {
                 self.require_finite_weights(&state)?;
                 self.save(&mut state)?;
             }
-            if stop && state.counters.step < steps {
+            if stop && state.counters.step < steps.count() {
                 return Ok(state);
             }
         }
         self.finish_epoch(state, &progress, &meter)
     }
 
-    /// A batch with what the teacher says of it and of unlabelled images beside it.
-    fn taught(
-        &self,
-        batch: Batch,
-        beside: &mut Option<Beside<'_>>,
-        progress: &Progress,
-    ) -> Result<Taught, FitError> {
-        let Some(lessons) = &self.lessons else {
-            progress.skipped(&batch);
-            return Ok((batch, None));
-        };
-        let beside = beside.as_mut().and_then(Iterator::next).transpose()?;
-        beside.iter().for_each(|batch| progress.skipped(batch));
-        progress.skipped(&batch);
-        let lesson = lessons.about(self.prepared, &batch, beside)?;
-        Ok((batch, Some(lesson)))
-    }
-
-    /// Steps in an epoch.
-    fn steps(&self) -> usize {
-        self.loader.steps().div_ceil(self.config.train.accumulate)
+    fn steps(&self) -> Steps {
+        Steps {
+            batches: self.feed.batches_per_epoch(),
+            accumulate: self.config.train.accumulate,
+        }
     }
 
     fn step(&self, mut state: State, mut pass: Pass<'_>) -> Result<State, FitError> {
@@ -421,7 +405,7 @@ impl<'a> Trainer<'a> {
         let mut gradients = pass.gradients(&state.model);
         let norm = clip_gradients(&state.model, &mut gradients, self.config.train.clip_norm);
         self.require_finite("the gradient norm", norm, counters)?;
-        let steps = self.steps() as u64;
+        let steps = self.steps().count() as u64;
         let train = &self.config.train;
         let factor = train
             .schedule

@@ -125,6 +125,7 @@ fn both_towers_learn_and_resume_bit_for_bit() {
             &Options {
                 out: &resumed,
                 resume,
+                listen: None,
                 interrupt: &stop,
             },
         )

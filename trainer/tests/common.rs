@@ -98,6 +98,7 @@ pub fn run(config: &Config, out: &Path, resume: bool) -> Result<Outcome, FitErro
         &Options {
             out,
             resume,
+            listen: None,
             interrupt: &AtomicBool::new(false),
         },
     )

@@ -175,7 +175,7 @@ fn more_gauges(folder: &Path) -> PathBuf {
 }
 
 /// A task with everything that has a state: views, unlabelled images, several batches a step.
-fn involved(folder: &Path) -> Config {
+pub fn involved(folder: &Path) -> Config {
     more_gauges(folder);
     let lesson = format!(
         "bundle = '{}'\nviews = 2\ncache = 'cache'\nunlabelled = 'more'\nunlabelled_batch = 2\n\
@@ -218,6 +218,7 @@ fn a_stopped_student_goes_on_bit_for_bit() {
             let options = Options {
                 out: &resumed,
                 resume,
+                listen: None,
                 interrupt: &stop,
             };
             fit(&config, &options).unwrap()
@@ -446,6 +447,7 @@ fn asking_can_be_stopped() {
     let options = Options {
         out: &folder.path().join("run"),
         resume: false,
+        listen: None,
         interrupt: &AtomicBool::new(true),
     };
     let error = fit(&config, &options).unwrap_err();

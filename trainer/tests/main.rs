@@ -7,6 +7,7 @@ mod clip;
 mod distill;
 mod export;
 mod failures;
+mod machines;
 mod repro;
 mod resume;
 mod study;

@@ -77,6 +77,7 @@ fn stopping_after_every_step_changes_nothing() {
             &Options {
                 out: &resumed,
                 resume: false,
+                listen: None,
                 interrupt: &stop,
             },
         )
@@ -89,6 +90,7 @@ fn stopping_after_every_step_changes_nothing() {
                 &Options {
                     out: &resumed,
                     resume: true,
+                    listen: None,
                     interrupt: &stop,
                 },
             )
@@ -228,6 +230,7 @@ fn a_run_is_complete_once_it_is_trained_and_measured() {
     let options = Options {
         out: &out,
         resume: false,
+        listen: None,
         interrupt: &AtomicBool::new(true),
     };
     assert!(fit(&config, &options).unwrap().interrupted);
@@ -292,6 +295,7 @@ fn a_full_disk_costs_nothing_that_was_written_before() {
         &Options {
             out: &out,
             resume: false,
+            listen: None,
             interrupt: &stop,
         },
     )

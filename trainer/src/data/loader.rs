@@ -281,10 +281,16 @@ impl Loader {
     /// Batches of an epoch from step `first_step` on; loading begins at once
     /// and runs ahead by a few batches. Dropping the iterator ends it.
     pub fn epoch(&self, epoch: u64, first_step: usize) -> Epoch {
+        self.batches(epoch, (first_step..self.steps()).collect())
+    }
+
+    /// As [`epoch`](Self::epoch), for some of its batches by their numbers from 0; numbers that the
+    /// epoch does not have give none.
+    pub fn batches(&self, epoch: u64, mut numbers: Vec<usize>) -> Epoch {
         let (sender, batches) = sync_channel(self.shared.config.prefetch.max(1));
         let shared = Arc::clone(&self.shared);
-        let steps = first_step..self.steps();
-        let worker = thread::spawn(move || shared.load_epoch(epoch, steps, &sender));
+        numbers.retain(|&number| number < self.steps());
+        let worker = thread::spawn(move || shared.load_epoch(epoch, &numbers, &sender));
         Epoch {
             batches,
             worker: Some(worker),
@@ -416,6 +422,9 @@ mod tests {
         assert_eq!(whole[2..], rest);
         assert_ne!(whole, batches(&loader(&pictures, config()), 6, 0));
         assert!(batches(&loader(&pictures, config()), 5, 9).is_empty());
+        let some = loader(&pictures, config()).batches(5, vec![1, 3, 9]);
+        let some: Vec<Batch> = some.map(Result::unwrap).collect();
+        assert_eq!(some, [whole[1].clone(), whole[3].clone()]);
     }
 
     #[test]

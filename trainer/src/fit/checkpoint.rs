@@ -222,7 +222,7 @@ fn read_counters(bytes: &[u8]) -> Result<Counters, String> {
 
 /// `valid` applies the last update of running statistics, which burn holds
 /// back until the next forward pass.
-fn model_bytes(model: &NumClip) -> Result<Vec<u8>, String> {
+pub(super) fn model_bytes(model: &NumClip) -> Result<Vec<u8>, String> {
     let record = model
         .valid()
         .into_record()
@@ -231,7 +231,7 @@ fn model_bytes(model: &NumClip) -> Result<Vec<u8>, String> {
     Ok(record.to_vec())
 }
 
-fn load_model(model: NumClip, bytes: Vec<u8>) -> Result<NumClip, String> {
+pub(super) fn load_model(model: NumClip, bytes: Vec<u8>) -> Result<NumClip, String> {
     let bytes = renamed(bytes).map_err(|error| error.to_string())?;
     let record = ModuleRecord::from_bytes(bytes).map_err(|error| error.to_string())?;
     model

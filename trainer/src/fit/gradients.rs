@@ -28,6 +28,18 @@ pub struct Pass<'a> {
     pub labels: Vec<f32>,
 }
 
+/// What some batches of a step gave.
+pub struct Part {
+    /// Sum of the losses of the images.
+    pub losses: f64,
+    /// Gradients of that sum over the images of a whole step.
+    pub gradients: GradientsParams,
+    /// Regressed values, in the task's unit.
+    pub values: Vec<f32>,
+    /// Their labels.
+    pub labels: Vec<f32>,
+}
+
 impl<'a> Pass<'a> {
     /// Nothing yet.
     pub fn new(config: &'a Config, objective: &'a Objective, device: &'a Device) -> Self {
@@ -65,12 +77,33 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds what another device computed of the same step, for the parameters of `model`.
-    pub fn merge(&mut self, model: &NumClip, mut other: Pass<'_>) {
-        self.values.append(&mut other.values);
-        self.labels.append(&mut other.labels);
-        self.losses += other.losses;
-        let gradients = other.sum.grads().to_device(self.device, model);
-        self.sum.accumulate(model, gradients);
+    pub fn merge(&mut self, model: &NumClip, other: Pass<'_>) {
+        let part = other.into_part();
+        let gradients = part.gradients.to_device(self.device, model);
+        self.add_part(model, Part { gradients, ..part });
+    }
+
+    /// Adds what another machine computed of the same step, as gradients on this device.
+    pub fn add_part(&mut self, model: &NumClip, mut part: Part) {
+        self.values.append(&mut part.values);
+        self.labels.append(&mut part.labels);
+        self.losses += part.losses;
+        self.sum.accumulate(model, part.gradients);
+    }
+
+    /// What was computed so far, to be added elsewhere.
+    pub fn into_part(mut self) -> Part {
+        Part {
+            losses: self.losses,
+            gradients: self.sum.grads(),
+            values: self.values,
+            labels: self.labels,
+        }
+    }
+
+    /// Where the gradients are.
+    pub fn device(&self) -> &Device {
+        self.device
     }
 
     /// Mean loss over the images so far.

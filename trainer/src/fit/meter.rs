@@ -22,6 +22,7 @@ pub struct Meter<'a> {
     load: Load,
     /// Sum and number of the samples of how busy the GPUs are.
     busy: (f64, u32),
+    machines: usize,
 }
 
 /// How fast an epoch was so far, as `speed.jsonl` holds it.
@@ -34,6 +35,8 @@ pub struct Speed {
     pub epoch: usize,
     /// What computed: `cpu`, `cuda:0`.
     pub device: String,
+    /// The most machines that computed a step together.
+    pub machines: usize,
     /// Time since the epoch began or was resumed, in seconds.
     pub seconds: f64,
     /// Images in that time.
@@ -62,6 +65,7 @@ impl<'a> Meter<'a> {
             sampled: now,
             load: devices.load(),
             busy: (0.0, 0),
+            machines: 1,
         }
     }
 
@@ -71,6 +75,11 @@ impl<'a> Meter<'a> {
         let images = images();
         self.waited += asked.elapsed();
         images
+    }
+
+    /// So many machines compute a step together.
+    pub fn note_machines(&mut self, machines: usize) {
+        self.machines = self.machines.max(machines);
     }
 
     /// A step over so many images is done.
@@ -92,6 +101,7 @@ impl<'a> Meter<'a> {
         Speed {
             epoch,
             device: self.devices.name.clone(),
+            machines: self.machines,
             seconds,
             images: self.images,
             images_per_second: self.images as f64 / seconds,
@@ -107,7 +117,11 @@ impl<'a> Meter<'a> {
 impl fmt::Display for Speed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (rate, waiting) = (self.images_per_second, self.waiting * 100.0);
-        write!(f, "{rate:.0} images/s, {waiting:.0} % waiting for them")?;
+        write!(f, "{rate:.0} images/s")?;
+        if self.machines > 1 {
+            write!(f, " by {} machines", self.machines)?;
+        }
+        write!(f, ", {waiting:.0} % waiting for them")?;
         if let Some(bytes) = self.host_memory {
             write!(f, ", {}", BinaryBytes(bytes))?;
         }
@@ -160,6 +174,7 @@ mod tests {
         let mut speed = Speed {
             epoch: 1,
             device: "cuda:0".into(),
+            machines: 1,
             seconds: 2.0,
             images: 100,
             images_per_second: 50.0,
@@ -169,6 +184,12 @@ mod tests {
             device_busy: None,
         };
         assert_eq!(speed.to_string(), "50 images/s, 3 % waiting for them");
+        speed.machines = 3;
+        assert_eq!(
+            speed.to_string(),
+            "50 images/s by 3 machines, 3 % waiting for them"
+        );
+        speed.machines = 1;
         speed.host_memory = Some(3 << 29);
         speed.device_memory = Some(5 << 31);
         speed.device_busy = Some(0.97);

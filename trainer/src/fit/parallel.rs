@@ -10,15 +10,11 @@ use std::thread;
 use burn::tensor::Device;
 
 use super::FitError;
+use super::feed::Taught;
 use super::gradients::Pass;
 use super::objective::Objective;
-use super::teacher::Lesson;
 use crate::config::Config;
-use crate::data::Batch;
 use crate::model::numclip::NumClip;
-
-/// A batch, and what a teacher says of it.
-pub type Taught = (Batch, Option<Lesson>);
 
 /// The devices of a run.
 pub struct Crew<'a> {
@@ -70,18 +66,35 @@ impl<'a> Crew<'a> {
         })
     }
 
-    /// Number of devices.
-    pub fn len(&self) -> usize {
-        1 + self.others.len()
-    }
-
     /// A step without batches yet.
     pub fn begin(&self) -> Pass<'_> {
         self.pass(&self.first)
     }
 
+    /// Adds batches of a step under the weights of `model`; so many at the same time as there are
+    /// devices.
+    ///
+    /// # Errors
+    /// Those of the batches.
+    pub fn work(
+        &self,
+        pass: &mut Pass<'_>,
+        model: &NumClip,
+        mut batches: impl Iterator<Item = Result<Taught, FitError>>,
+    ) -> Result<(), FitError> {
+        let copies = self.copies(model);
+        loop {
+            let together = batches.by_ref().take(1 + self.others.len());
+            let together: Vec<Taught> = together.collect::<Result<_, _>>()?;
+            if together.is_empty() {
+                return Ok(());
+            }
+            self.add(pass, model, &copies, &together);
+        }
+    }
+
     /// Copies of the model as it is now, one for each device but the first.
-    pub fn copies(&self, model: &NumClip) -> Vec<NumClip> {
+    fn copies(&self, model: &NumClip) -> Vec<NumClip> {
         let others = self.others.iter();
         others
             .map(|helper| model.copy_to(&helper.device, &helper.model))
@@ -89,13 +102,7 @@ impl<'a> Crew<'a> {
     }
 
     /// Adds batches, at most one for each device, that are computed at the same time.
-    pub fn add(
-        &self,
-        pass: &mut Pass<'_>,
-        model: &NumClip,
-        copies: &[NumClip],
-        batches: &[Taught],
-    ) {
+    fn add(&self, pass: &mut Pass<'_>, model: &NumClip, copies: &[NumClip], batches: &[Taught]) {
         let [first, rest @ ..] = batches else { return };
         thread::scope(|scope| {
             let helpers = self.others.iter().zip(copies).zip(rest);

@@ -48,6 +48,17 @@ impl Progress {
         }
     }
 
+    /// Replaces the bar by a line that says how fast an epoch was, for a machine that computes a
+    /// share of it and does not know its measures.
+    pub fn close(&self, speed: &Speed) {
+        self.bar.finish_and_clear();
+        let (epoch, epochs) = (speed.epoch, self.epochs);
+        eprintln!(
+            "epoch {epoch:>3}/{epochs}  {} images here  ({speed})",
+            speed.images
+        );
+    }
+
     /// Replaces the bar by the epoch's line.
     pub fn finish(&self, record: &EpochRecord, better: bool, speed: &Speed) {
         self.bar.finish_and_clear();

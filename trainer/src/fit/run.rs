@@ -311,7 +311,7 @@ fn compare(folder: &Path, config: &Config, prepared: &Prepared) -> Result<(), Fi
 }
 
 /// What differs, in words. A run of an older trainer has no digest of its splits.
-fn changes(begun: &Provenance, now: &Provenance) -> Vec<&'static str> {
+pub(super) fn changes(begun: &Provenance, now: &Provenance) -> Vec<&'static str> {
     let has_splits = !begun.splits.is_empty();
     let splits = begun.images != now.images || (has_splits && begun.splits != now.splits);
     let bins = begun.text != now.text || begun.ordinality != now.ordinality;
@@ -334,7 +334,7 @@ fn changes(begun: &Provenance, now: &Provenance) -> Vec<&'static str> {
     changed.map(|(_, what)| what).collect()
 }
 
-fn provenance(prepared: &Prepared) -> Provenance {
+pub(super) fn provenance(prepared: &Prepared) -> Provenance {
     let splits = &prepared.splits;
     Provenance {
         trainer: env!("CARGO_PKG_VERSION").into(),

@@ -59,6 +59,13 @@ pub struct Plan {
     pub variants: Vec<Vec<Set>>,
 }
 
+impl Set {
+    /// Sets the value in a task file.
+    pub fn apply(&self, table: &mut Table) {
+        insert(table, &self.key, self.value.clone());
+    }
+}
+
 impl Variant {
     /// The task file with these changes.
     ///
@@ -66,12 +73,10 @@ impl Variant {
     /// [`ConfigError`] when the file or the changed values cannot be used.
     pub fn read(&self, task: &Path) -> Result<Config, ConfigError> {
         Config::read_with(task, |table| {
-            let typed = self.values();
-            let set = self.set.iter().map(|set| (set.key.as_str(), &set.value));
-            let typed = typed.iter().map(|(key, value)| (*key, value));
-            for (key, value) in typed.chain(set) {
-                insert(table, key, value.clone());
+            for (key, value) in self.values() {
+                insert(table, key, value);
             }
+            self.set.iter().for_each(|set| set.apply(table));
         })
     }
 

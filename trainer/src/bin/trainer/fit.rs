@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args};
 use numclip_trainer::config::Config;
 use numclip_trainer::device::Choice;
 use numclip_trainer::eval;
-use numclip_trainer::fit::{Options, Outcome, Run, fit};
+use numclip_trainer::fit::{Listen, Options, Outcome, Run, fit};
 use numclip_trainer::report;
 
 use crate::plan::default_folder;
@@ -32,7 +32,9 @@ Examples:
   trainer fit task.toml --fold 2/5 --seed 3      (into runs/NAME-fold2of5-seed3)
   trainer fit task.toml --few-shot 4 --set train.epochs=20
   trainer fit task.toml --resume
-  trainer fit task.toml --device cuda:0,1 --set train.accumulate=2   (two GPUs)"
+  trainer fit task.toml --device cuda:0,1 --set train.accumulate=2   (two GPUs)
+  trainer fit task.toml --listen 0.0.0.0:29500 --machines 2 --set train.accumulate=2
+                                                 (and on another: trainer join HOST:29500)"
 )]
 pub struct Fit {
     /// Task file
@@ -56,6 +58,13 @@ pub struct Fit {
     /// (train.accumulate) [default: train.device of the task file, or auto]
     #[arg(long, value_name = "DEVICE")]
     device: Option<Choice>,
+    /// Let other machines compute some of the batches of a step: they come with `trainer join` to
+    /// this address. Plain TCP without a password, for a network of trusted machines
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// Machines to wait for before the first step, this one among them
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, requires = "listen")]
+    machines: usize,
 }
 
 impl Fit {
@@ -72,10 +81,15 @@ impl Fit {
             eprintln!("done already: {}", out.display());
             return Ok(());
         }
+        let listen = self.listen.map(|address| Listen {
+            address,
+            machines: self.machines,
+        });
         let interrupt = crate::interrupt_flag()?;
         let options = Options {
             out: &out,
             resume: self.resume || (self.requeue && Run::is_begun(&out)),
+            listen: listen.as_ref(),
             interrupt: &interrupt,
         };
         let outcome = fit(&config, &options)?;

@@ -4,6 +4,7 @@ mod eval;
 mod export;
 mod fit;
 mod inspect;
+mod join;
 mod plan;
 mod report;
 mod repro;
@@ -39,6 +40,7 @@ struct Cli {
 enum Command {
     Synth(synth::Synth),
     Fit(fit::Fit),
+    Join(join::Join),
     Plan(plan::Plan),
     Eval(eval::Eval),
     Report(report::Report),
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Synth(command) => command.run(),
         Command::Fit(command) => command.run(),
+        Command::Join(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Eval(command) => command.run(),
         Command::Report(command) => command.run(),

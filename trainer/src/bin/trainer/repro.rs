@@ -140,6 +140,7 @@ fn carry_out(config: &Config, out: &Path, interrupt: &AtomicBool) -> Result<bool
     let options = Options {
         out,
         resume: Run::is_begun(out),
+        listen: None,
         interrupt,
     };
     let outcome = fit(config, &options)?;

@@ -2,7 +2,6 @@
 
 use std::{
     borrow::Cow,
-    ops::Range,
     path::PathBuf,
     sync::{
         OnceLock,
@@ -59,14 +58,14 @@ impl Shared {
     pub(super) fn load_epoch(
         &self,
         epoch: u64,
-        steps: Range<usize>,
+        steps: &[usize],
         sender: &SyncSender<Result<Batch, LoadError>>,
     ) {
         let bins: Vec<usize> = self.items.iter().map(|item| item.bin).collect();
         let order = self.config.sampling.order(&bins, self.config.seed, epoch);
         let repeats = repeats(&order, self.items.len());
         let mut unreadable = 0;
-        for step in steps {
+        for &step in steps {
             let first = step * self.config.batch;
             let chosen = &order[first..(first + self.config.batch).min(order.len())];
             let batch = self.load_batch(epoch, first, chosen, &repeats[first..]);

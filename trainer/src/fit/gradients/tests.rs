@@ -337,8 +337,8 @@ fn two_workers_equal_one() {
         let crew = Crew::new(config, objective, &devices, build).unwrap();
         let model = build(&Device::flex().autodiff()).unwrap();
         let mut pass = crew.begin();
-        let batches: Vec<_> = batches.iter().map(|batch| (batch.clone(), None)).collect();
-        crew.add(&mut pass, &model, &crew.copies(&model), &batches);
+        let batches = batches.iter().map(|batch| Ok((batch.clone(), None)));
+        crew.work(&mut pass, &model, batches).unwrap();
         let gradients = pass.gradients(&model);
         (
             pass.loss(),

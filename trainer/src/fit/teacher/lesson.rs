@@ -32,11 +32,12 @@ pub struct Lessons {
     unlabelled: Option<Loader>,
 }
 
-/// Batches of unlabelled images without end.
+/// Batches of unlabelled images.
 pub struct Beside<'a> {
     loader: &'a Loader,
-    epoch: u64,
-    batches: Epoch,
+    /// Passes over the unlabelled images that are still to come, with the numbers of their batches.
+    passes: std::vec::IntoIter<(u64, Vec<usize>)>,
+    batches: Option<Epoch>,
 }
 
 /// The fixed views that teacher and student share, where the task has some.
@@ -99,16 +100,23 @@ impl Lessons {
         &self.answers.warnings
     }
 
-    /// Unlabelled batches from the one on that stands beside batch `first` of all that training
-    /// shows.
-    pub fn beside(&self, first: u64) -> Option<Beside<'_>> {
+    /// The unlabelled batches that stand beside some of all batches that training shows, which are
+    /// counted from 0 over its epochs.
+    pub fn beside(&self, shown: impl IntoIterator<Item = u64>) -> Option<Beside<'_>> {
         let loader = self.unlabelled.as_ref()?;
         let steps = loader.steps() as u64;
-        let (epoch, step) = (first / steps, first % steps);
+        let mut passes: Vec<(u64, Vec<usize>)> = Vec::new();
+        for number in shown {
+            let (pass, step) = (number / steps, (number % steps) as usize);
+            match passes.last_mut() {
+                Some((last, steps)) if *last == pass => steps.push(step),
+                _ => passes.push((pass, vec![step])),
+            }
+        }
         Some(Beside {
             loader,
-            epoch,
-            batches: loader.epoch(epoch, step as usize),
+            passes: passes.into_iter(),
+            batches: None,
         })
     }
 
@@ -143,12 +151,13 @@ impl Iterator for Beside<'_> {
     type Item = Result<Batch, LoadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some(batch) = self.batches.next() {
-            return Some(batch);
+        loop {
+            if let Some(batch) = self.batches.as_mut().and_then(Iterator::next) {
+                return Some(batch);
+            }
+            let (pass, steps) = self.passes.next()?;
+            self.batches = Some(self.loader.batches(pass, steps));
         }
-        self.epoch += 1;
-        self.batches = self.loader.epoch(self.epoch, 0);
-        self.batches.next()
     }
 }
 
