@@ -14,7 +14,7 @@
 
 mod join;
 mod link;
-mod tensors;
+pub(super) mod tensors;
 mod wire;
 
 use std::io;

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::clip::{self, Activation, Hints, ImageShape, TransformerShape, VitForm, VitShape};
+use crate::fit::machines::tensors;
 use crate::fit::parallel::Crew;
 use crate::model::ImageEncoder;
 use crate::model::vit::Vit;
@@ -361,6 +362,61 @@ fn two_workers_equal_one() {
         build,
     );
     assert!(idle.err().unwrap().to_string().contains("accumulate"));
+}
+
+#[test]
+fn weights_and_gradients_travel_unharmed() {
+    let config = config("");
+    let device = Device::flex().autodiff();
+    let [here, there] = [0, 1].map(|seed| {
+        let encoder = config.encoder(16).init(seed, &device).unwrap();
+        let text = model(&config, encoder.clone().into(), &device)
+            .text()
+            .clone();
+        config
+            .model
+            .head
+            .build(encoder.into(), text, &config.bin, seed, &device)
+    });
+    assert_ne!(parameters(&here), parameters(&there));
+    let sent = tensors::weights(&here).unwrap();
+    let told = tensors::load_weights(there, &sent).unwrap();
+    assert_eq!(tensors::weights(&told).unwrap(), sent);
+
+    let objective = Objective::new(&config, &[2; 4]);
+    let mut pass = Pass::new(&config, &objective, &device);
+    pass.add(&told, &batch(&config, 5000), None);
+    let (loss, values) = (pass.loss(), pass.values.clone());
+    let sent = tensors::part(&told, pass.into_part()).unwrap();
+    let mut pass = Pass::new(&config, &objective, &device);
+    pass.add(&here, &batch(&config, 5000), None);
+    let expected = parameters(&AsWeights::of(&here, &pass.gradients(&here)));
+    let part = tensors::load_part(&here, &sent, &device).unwrap();
+    let mut pass = Pass::new(&config, &objective, &device);
+    pass.add_part(&here, part);
+    assert_eq!((pass.loss(), &pass.values), (loss, &values));
+    let got = parameters(&AsWeights::of(&here, &pass.gradients(&here)));
+    assert_eq!(got, expected);
+}
+
+#[test]
+fn what_does_not_fit_the_model_is_refused() {
+    let config = config("");
+    let device = Device::flex().autodiff();
+    let whole = model(&config, mobilenet(&config, &device), &device);
+    let mut narrow = config.clone();
+    narrow.model.width = 0.5;
+    let narrow = model(&narrow, mobilenet(&narrow, &device), &device);
+    let weights = tensors::weights(&narrow).unwrap();
+    let error = tensors::load_weights(whole.clone(), &weights).unwrap_err();
+    assert!(error.contains("expected F32"), "{error}");
+    // Weights are no gradients: losses and values are missing.
+    let error = tensors::load_part(&narrow, &weights, &device).err();
+    assert!(error.unwrap().contains("expected 3"));
+    for bytes in [&weights[..weights.len() / 2], b"", b"\0\0\0\0\0\0\0\0"] {
+        assert!(tensors::load_weights(whole.clone(), bytes).is_err());
+        assert!(tensors::load_part(&whole, bytes, &device).is_err());
+    }
 }
 
 /// Puts gradients in the place of weights.

@@ -121,7 +121,19 @@ fn invalid(message: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_do_harm(bytes in prop::collection::vec(any::<u8>(), 0..80), header in 0..70_u8) {
+            let _ = receive(&mut &bytes[..]);
+            // The same as a header and a body of lengths that may be right.
+            let start = [header, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0];
+            let _ = receive(&mut &[&start[..], &bytes].concat()[..]);
+        }
+    }
 
     fn sent(message: &Message, body: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
