@@ -108,6 +108,9 @@ pub struct Evaluation {
     pub bins: Vec<Bin>,
     /// Number of images measured.
     pub count: usize,
+    /// What a reader of the figures should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Images that could not be read.
     pub skipped: Vec<String>,
     /// Share of labels that the intervals are meant to hold.

@@ -243,8 +243,21 @@ fn a_run_is_complete_once_it_is_trained_and_measured() {
     assert!(!is_complete(&out));
     run(&config, &out, true).unwrap();
     assert!(!is_complete(&out));
-    measure().write(&out.join(eval::FOLDER), "val").unwrap();
+    let measured = measure();
+    assert!(measured.warnings.is_empty(), "{:?}", measured.warnings);
+    measured.write(&out.join(eval::FOLDER), "val").unwrap();
     assert!(is_complete(&out));
+    // A training image is counted among the validation images now.
+    let path = out.join("task.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        text.replace("val_fraction = 0.3", "val_fraction = 0.4"),
+    )
+    .unwrap();
+    let warnings = measure().warnings;
+    assert!(warnings[0].contains("splits"), "{warnings:?}");
+    fs::write(&path, text).unwrap();
     fs::remove_file(out.join(CHECKPOINT)).unwrap();
     assert!(!is_complete(&out));
 }

@@ -33,6 +33,9 @@ pub fn render(evaluation: &Evaluation) -> String {
         coverage: evaluation.meant_coverage,
         ..RunReport::default()
     };
+    for warning in &evaluation.warnings {
+        let _ = write!(body, "<p><b>Warning:</b> {}</p>", escape(warning));
+    }
     let mut charts = figures::all(&charts);
     let ordinality = &evaluation.ordinality;
     charts.push(figures::similarities(

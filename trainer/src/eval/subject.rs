@@ -15,7 +15,9 @@ use crate::config::{Config, default_thresholds};
 use crate::data::digest::hexadecimal;
 use crate::data::{Columns, Dataset, Unreadable};
 use crate::export::calibrate_interval;
-use crate::fit::{Prepared, Run, Weights, embed_all, loader, prepare, prepare_for, untrained};
+use crate::fit::{
+    Prepared, Provenance, Run, Weights, embed_all, loader, prepare, prepare_for, untrained,
+};
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,6 +185,7 @@ impl Estimated<'_> {
             images: self.images,
             bins: bins.to_vec(),
             count: rows.len(),
+            warnings: Vec::new(),
             skipped,
             meant_coverage: self.coverage,
             resampled: resampled.into(),
@@ -256,7 +259,7 @@ fn evaluate_run(
     seed: u64,
     device: &Device,
 ) -> Result<Evaluation, EvalError> {
-    let (run, config, _) = Run::read(folder)?;
+    let (run, config, recorded) = Run::read(folder)?;
     let asked = Asked::new(&config, images)?;
     if asked.indices.is_empty() {
         return Err(EvalError::NoImages(asked.name));
@@ -279,7 +282,11 @@ fn evaluate_run(
     let estimator = measured.estimator(&config, &model, interval.clone())?;
     let embedded = embed(measured, &asked.indices)?;
     let estimates = embedded.indices.iter().zip(&embedded.embeddings);
-    Estimated {
+    let warnings = match asked.is_own {
+        true => moved(&recorded, &config, measured)?,
+        false => Vec::new(),
+    };
+    let evaluation = Estimated {
         subject,
         task: (&config.task.name, &config.task.unit),
         range: config.task.range,
@@ -293,7 +300,23 @@ fn evaluate_run(
         estimator: &estimator,
         coverage: interval.map(|interval| interval.coverage),
     }
-    .evaluation(seed)
+    .evaluation(seed)?;
+    Ok(Evaluation {
+        warnings,
+        ..evaluation
+    })
+}
+
+/// What is to be said when the run's images are not those that it was made from.
+fn moved(recorded: &Provenance, config: &Config, own: &Prepared) -> Result<Vec<String>, EvalError> {
+    let [begun, now] = recorded.digests(config, own)?;
+    let warning = || {
+        format!(
+            "images, labels or splits changed since this run began ({now}, then {begun}): it may \
+             have been trained on some of these images"
+        )
+    };
+    Ok((begun != now).then(warning).into_iter().collect())
 }
 
 fn evaluate_bundle(

@@ -69,6 +69,9 @@ impl Eval {
         };
         let device = self.device(&subject)?;
         let evaluation = evaluate(&subject, &images, self.seed, &device)?;
+        for warning in &evaluation.warnings {
+            eprintln!("warning: {warning}");
+        }
         match self.json {
             true => println!("{}", serde_json::to_string(&evaluation)?),
             false => print(&evaluation),
