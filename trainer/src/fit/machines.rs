@@ -196,7 +196,10 @@ impl Machines {
 
     /// Waits until `machines` are there, this one among them, or the user wants to stop.
     pub fn wait_for(&mut self, machines: usize, interrupt: &AtomicBool) {
-        while self.links.len() + 1 < machines && !interrupt.load(Ordering::Relaxed) {
+        if self.count() < machines {
+            eprintln!("waiting for {machines} machines, this one among them");
+        }
+        while self.count() < machines && !interrupt.load(Ordering::Relaxed) {
             let Some(door) = &self.door else { return };
             match door.arrivals.recv_timeout(TICK) {
                 Ok(link) => self.let_in(link),
