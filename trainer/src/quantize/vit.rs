@@ -241,9 +241,9 @@ mod tests {
     use numclip::verify::cosine;
 
     use super::*;
-    use crate::clip::{Activation, ImageShape, TransformerShape, VitForm, VitShape};
-    use crate::clip::{image_layout, random};
+    use crate::clip::{Activation, VitForm};
     use crate::graph::{Conv, Op, Value};
+    use crate::quantize::tests::transformer;
 
     const PLAIN: Recipe = Recipe {
         range: RangeMethod::MinMax,
@@ -258,22 +258,17 @@ mod tests {
     }
 
     fn network(activation: Activation, form: VitForm) -> Vit {
-        let shape = VitShape {
-            image: SIZE,
-            patch: 16,
-            transformer: TransformerShape {
-                width: 24,
-                layers: 2,
-                heads: 3,
-                mlp: 40,
-                activation,
-            },
-            embedding: DIM,
-            form,
-        };
-        let layout = image_layout(&ImageShape::Vit(shape.clone()));
-        let weights = &mut random(layout, 1).with_epsilon(form.epsilon());
-        Vit::take(weights, &shape, SIZE, &Device::flex())
+        transformer([SIZE; 2], DIM, activation, form)
+    }
+
+    fn calibrated<'a>(
+        vit: &'a Vit,
+        tail: Option<&'a ConvNet>,
+        images: &'a [Vec<f32>],
+    ) -> TractResult<Calibrated<'a>> {
+        let size = SIZE;
+        let float = Float { vit, tail, size };
+        Calibrated::new(float, Affine::covering(-1.0, 1.0), images)
     }
 
     /// Two layers, a rectifier and a sum, as an adapter folds.
@@ -312,13 +307,7 @@ mod tests {
         ] {
             let vit = network(activation, form);
             let images: Vec<Vec<f32>> = (0..4).map(image).collect();
-            let input = Affine::covering(-1.0, 1.0);
-            let float = Float {
-                vit: &vit,
-                tail: tail.as_ref(),
-                size: SIZE,
-            };
-            let mut calibrated = Calibrated::new(float, input, &images).unwrap();
+            let mut calibrated = calibrated(&vit, tail.as_ref(), &images).unwrap();
             let tower = calibrated.quantize(&PLAIN, &[]).unwrap();
             let fast = Int8Model::from_bytes("int8", &tower.bytes, SIZE, DIM).unwrap();
             let general = TractModel::from_bytes("int8", &tower.bytes, SIZE, DIM).unwrap();
@@ -377,13 +366,8 @@ mod tests {
     #[test]
     fn smoothing_leaves_the_function_and_takes_the_outliers_from_the_levels() {
         let (vit, images) = with_outliers();
-        let float = Float {
-            vit: &vit,
-            tail: None,
-            size: SIZE,
-        };
         let exact = encoded(&towers::vit(&vit, None, SIZE), &images[0]);
-        let mut calibrated = Calibrated::new(float, Affine::covering(-1.0, 1.0), &images).unwrap();
+        let mut calibrated = calibrated(&vit, None, &images).unwrap();
         let smoothed = calibrated.observed(0.5).unwrap().vit.clone();
         let same = encoded(&towers::vit(&smoothed, None, SIZE), &images[0]);
         let length = apart(&exact, &[0.0; DIM]);
@@ -402,13 +386,8 @@ mod tests {
     #[test]
     fn products_stay_in_floats_where_that_is_asked() {
         let (vit, images) = with_outliers();
-        let float = Float {
-            vit: &vit,
-            tail: None,
-            size: SIZE,
-        };
         let exact = encoded(&towers::vit(&vit, None, SIZE), &images[0]);
-        let mut calibrated = Calibrated::new(float, Affine::covering(-1.0, 1.0), &images).unwrap();
+        let mut calibrated = calibrated(&vit, None, &images).unwrap();
         let all = calibrated.products().to_vec();
         assert_eq!(all.len(), 2 * 4 + 1, "{all:?}");
         let mut errors = Vec::new();
@@ -428,13 +407,7 @@ mod tests {
     #[test]
     fn without_images_nothing_is_known() {
         let vit = network(Activation::Gelu, VitForm::Plain);
-        let float = Float {
-            vit: &vit,
-            tail: None,
-            size: SIZE,
-        };
-        let error = Calibrated::new(float, Affine::covering(-1.0, 1.0), &[]);
-        let error = error.err().unwrap().to_string();
+        let error = calibrated(&vit, None, &[]).err().unwrap().to_string();
         assert!(error.contains("at least one image"), "{error}");
     }
 }

@@ -1,38 +1,22 @@
 //! Vision transformers.
 
-use burn::tensor::Device;
 use numclip::verify::cosine;
 
 use super::super::convert;
 use super::super::model::Kind;
 use super::read::read;
-use super::{DIM, by_tract, conv, noise, run};
-use crate::clip::{self, ImageShape, TransformerShape, VitForm, VitShape, image_layout, random};
+use super::{DIM, by_tract, conv, convert_damaged, noise, run};
+use crate::clip::{self, VitForm};
 use crate::graph::{Activation, ConvNet, Op, Value};
-use crate::model::vit::Vit;
 use crate::quantize::affine::Affine;
 use crate::quantize::range::RangeMethod;
+use crate::quantize::tests::transformer;
 use crate::quantize::{towers, vit};
 
 /// A transformer of the project in floats and with its products in int8, and how far apart the
 /// written file and its source may be.
 fn transformers(activation: clip::Activation, form: VitForm) -> [(Vec<u8>, f32); 2] {
-    let shape = VitShape {
-        image: VIT_SIZE,
-        patch: 16,
-        transformer: TransformerShape {
-            width: 24,
-            layers: 2,
-            heads: 3,
-            mlp: 40,
-            activation,
-        },
-        embedding: DIM,
-        form,
-    };
-    let layout = image_layout(&ImageShape::Vit(shape.clone()));
-    let weights = &mut random(layout, 1).with_epsilon(form.epsilon());
-    let net = Vit::take(weights, &shape, VIT_SIZE, &Device::flex());
+    let net = transformer([VIT_SIZE; 2], DIM, activation, form);
     let mut tail = ConvNet {
         input: [DIM, 1, 1],
         nodes: Vec::new(),
@@ -78,14 +62,11 @@ fn transformers_give_what_the_onnx_file_does() {
                 .iter()
                 .filter(|o| o.kind == Kind::Gelu)
                 .count();
-            assert_eq!(
-                gelus,
-                if activation == clip::Activation::Gelu {
-                    2
-                } else {
-                    0
-                }
-            );
+            let expected = match activation {
+                clip::Activation::Gelu => 2,
+                clip::Activation::QuickGelu => 0,
+            };
+            assert_eq!(gelus, expected);
             for image in vit_images() {
                 let got = run::run(&file, &image);
                 let expected = by_tract(&onnx, VIT_SIZE, DIM, &image);
@@ -99,11 +80,5 @@ fn transformers_give_what_the_onnx_file_does() {
 #[test]
 fn damaged_transformers_are_refused_without_panic() {
     let [_, (whole, _)] = transformers(clip::Activation::Gelu, VitForm::Plain);
-    for step in 0..400 {
-        let mut bytes = whole.clone();
-        let at = step * 7919 % bytes.len();
-        bytes[at] ^= 1 << (step % 8);
-        let _ = convert(&bytes);
-        let _ = convert(&whole[..step * whole.len() / 400]);
-    }
+    convert_damaged(&whole);
 }
