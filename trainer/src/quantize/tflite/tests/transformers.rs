@@ -1,9 +1,11 @@
 //! Vision transformers.
 
 use numclip::verify::cosine;
+use prost::Message as _;
+use tract_onnx::pb::{ModelProto, NodeProto};
 
-use super::super::convert;
 use super::super::model::Kind;
+use super::super::{TfliteError, convert};
 use super::read::read;
 use super::{DIM, by_tract, conv, convert_damaged, noise, run};
 use crate::clip::{self, VitForm};
@@ -74,6 +76,53 @@ fn transformers_give_what_the_onnx_file_does() {
                 assert!(1.0 - cosine < tolerance, "{cosine}");
             }
         }
+    }
+}
+
+#[test]
+fn names_of_nodes_do_not_matter() {
+    let [_, (onnx, _)] = transformers(clip::Activation::Gelu, VitForm::Plain);
+    let mut model = ModelProto::decode(&*onnx).unwrap();
+    let nodes = &mut model.graph.as_mut().unwrap().node;
+    nodes.iter_mut().for_each(|node| node.name.clear());
+    let [named, nameless] = [onnx, model.encode_to_vec()].map(|onnx| convert(&onnx).unwrap());
+    let [named, nameless] = [named, nameless].map(|file| run::run(&read(&file), &vit_images()[0]));
+    assert_eq!(named, nameless);
+}
+
+#[test]
+fn weights_with_a_zero_point_are_refused() {
+    for op in ["MatMulInteger", "ConvInteger"] {
+        let [_, (onnx, _)] = transformers(clip::Activation::Gelu, VitForm::Plain);
+        let mut model = ModelProto::decode(&*onnx).unwrap();
+        let nodes = &mut model.graph.as_mut().unwrap().node;
+        let product = nodes.iter_mut().find(|node| node.op_type == op).unwrap();
+        product.input.push(product.input[2].clone());
+        let error = convert(&model.encode_to_vec()).unwrap_err().to_string();
+        assert!(error.contains("without a zero point"), "{op}: {error}");
+    }
+}
+
+#[test]
+fn what_reads_from_within_a_gelu_is_refused() {
+    let [(onnx, _), _] = transformers(clip::Activation::Gelu, VitForm::Plain);
+    let mut model = ModelProto::decode(&*onnx).unwrap();
+    let nodes = &mut model.graph.as_mut().unwrap().node;
+    let place = nodes.iter().position(|node| node.op_type == "Erf").unwrap();
+    let stray = NodeProto {
+        name: "stray".into(),
+        op_type: "Relu".into(),
+        input: nodes[place].input.clone(),
+        output: vec!["stray".into()],
+        ..NodeProto::default()
+    };
+    nodes.insert(place + 1, stray);
+    match convert(&model.encode_to_vec()) {
+        Err(TfliteError::Node { node, message, .. }) => {
+            assert_eq!(node, "stray");
+            assert!(message.contains("expected floats"), "{message}");
+        }
+        other => panic!("{:?}", other.map(|bytes| bytes.len())),
     }
 }
 
