@@ -51,6 +51,8 @@ pub mod device;
 pub mod status;
 #[cfg(feature = "live")]
 pub mod sink;
+#[cfg(any(feature = "fleet", feature = "http"))]
+mod host;
 #[cfg(feature = "fleet")]
 pub mod fleet;
 #[cfg(feature = "http")]

@@ -98,6 +98,13 @@ fn a_doctor_finds_what_is_broken() {
     for name in ["model", "engine tract", "source", "file"] {
         assert_eq!(verdict(&checks, name).as_deref(), Some("ok"), "{checks:?}");
     }
+    fs::write(
+        place.join("a.toml"),
+        "keep = { frames = 3, folder = 'kept' }",
+    )
+    .unwrap();
+    let (_, checks) = examine(&["--config", "a.toml"]);
+    assert_eq!(verdict(&checks, "kept pictures").as_deref(), Some("ok"));
     let sick = ["--source", "nowhere/", "--sink", "csv:/proc/a.csv"];
     let (code, checks) = examine(&sick);
     assert_eq!(code, 1, "{checks:?}");

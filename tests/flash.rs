@@ -38,6 +38,21 @@ pub fn signed_now() -> Term {
     }
 }
 
+/// Places a package on a device that takes nothing it need not.
+pub fn place_on(
+    device: &Path,
+    (package, signature): (&Package, &Signature),
+) -> Result<Delivery, DeviceError> {
+    let allow = Allow::default();
+    place(device, package, signature, None, allow, &mut |_| ())
+}
+
+/// The version that serves on a device.
+pub fn serving(device: &Path) -> String {
+    let bundle = Bundle::open(device).unwrap();
+    bundle.manifest().model.version.clone()
+}
+
 impl Workshop {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -71,7 +86,7 @@ impl Workshop {
         write_version(&model, version, contents);
         let path = self.at(&format!("tiny-{version}"));
         let package = write(&path, &pack(&model).unwrap()).unwrap();
-        let signature = sign_package(&package, &self.key, signed_now()).unwrap();
+        let signature = self.sign(&package);
         let beside = self.at(&format!("tiny-{version}.minisig"));
         fs::write(beside, signature.to_string()).unwrap();
         (package, signature)
@@ -98,7 +113,7 @@ impl Workshop {
             .join(name);
         let path = self.at(name);
         let package = write(&path, &pack(&model).unwrap()).unwrap();
-        let signature = sign_package(&package, &self.key, signed_now()).unwrap();
+        let signature = self.sign(&package);
         fs::write(self.at(&format!("{name}.minisig")), signature.to_string()).unwrap();
         path
     }
@@ -107,19 +122,11 @@ impl Workshop {
         &self,
         (package, signature): &(Package, Signature),
     ) -> Result<Delivery, DeviceError> {
-        place(
-            &self.device(),
-            package,
-            signature,
-            None,
-            Allow::default(),
-            &mut |_| (),
-        )
+        place_on(&self.device(), (package, signature))
     }
 
     pub fn serving(&self) -> String {
-        let bundle = Bundle::open(&self.device()).unwrap();
-        bundle.manifest().model.version.clone()
+        serving(&self.device())
     }
 
     fn slot(&self, (package, _): &(Package, Signature)) -> PathBuf {
@@ -393,7 +400,7 @@ fn a_cartridge_brings_a_task_to_the_encoder_that_is_there() {
         let model = shop.at(&format!("model-{version}"));
         let bytes = cartridge(&model).unwrap().bytes;
         let package = write(&shop.at("cartridge"), &bytes).unwrap();
-        let signature = sign_package(&package, &shop.key, signed_now()).unwrap();
+        let signature = shop.sign(&package);
         (package, signature)
     };
     let first = small("1.0.0");
@@ -441,7 +448,7 @@ fn a_model_that_differs_too_much_on_the_devices_own_pictures_is_refused() {
             frames: 3,
         };
         let package = write(&shop.at("limited"), &limit(&bytes, budget).unwrap()).unwrap();
-        let signature = sign_package(&package, &shop.key, signed_now()).unwrap();
+        let signature = shop.sign(&package);
         (package, signature)
     };
     // Nothing serves: there is nothing to compare with.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::broker::{Broker, Watcher};
 use crate::common::{contents, outcome};
-use crate::flash::Workshop;
+use crate::flash::{Workshop, serving};
 use crate::registry;
 use crate::reload::{Running, until};
 
@@ -109,11 +109,6 @@ fn sha256(package: &Package) -> String {
 fn order(rollout: &str, package: &Package) -> Value {
     let place = format!("file://{}", package.path().display());
     json!({"rollout": rollout, "sha256": sha256(package), "package": place})
-}
-
-fn serving(store: &Path) -> String {
-    let bundle = Bundle::open(store).unwrap();
-    bundle.manifest().model.version.clone()
 }
 
 fn numclip(place: &Path, arguments: &[&str]) -> (i32, Vec<Value>, String) {

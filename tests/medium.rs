@@ -10,7 +10,7 @@ use numclip::flash::{Allow, Delivery, DeviceError, place};
 use numclip::package::{Package, cartridge, write};
 use numclip::signature::Signature;
 
-use crate::flash::Workshop;
+use crate::flash::{Workshop, place_on, serving};
 
 /// A medium of its own, unmounted when dropped.
 struct Medium(PathBuf);
@@ -37,19 +37,11 @@ impl Medium {
     }
 
     fn place(&self, (package, signature): &(Package, Signature)) -> Result<Delivery, DeviceError> {
-        place(
-            &self.device(),
-            package,
-            signature,
-            None,
-            Allow::default(),
-            &mut |_| (),
-        )
+        place_on(&self.device(), (package, signature))
     }
 
     fn serving(&self) -> String {
-        let bundle = Bundle::open(&self.device()).unwrap();
-        bundle.manifest().model.version.clone()
+        serving(&self.device())
     }
 }
 
@@ -155,33 +147,17 @@ fn each_byte_of_a_package_flipped_in_turn_is_refused_by_the_device() {
     let folder = folder.unwrap();
     let device = folder.path();
     shop.trust(device);
-    let place = |package: &Package| {
-        place(
-            device,
-            package,
-            &signature,
-            None,
-            Allow::default(),
-            &mut |_| (),
-        )
-    };
     let (whole, its_signature) = shop.package("1.0.0");
-    numclip::flash::place(
-        device,
-        &whole,
-        &its_signature,
-        None,
-        Allow::default(),
-        &mut |_| (),
-    )
-    .unwrap();
+    place_on(device, (&whole, &its_signature)).unwrap();
     let serving = fs::read(device.join("current")).unwrap();
     for at in 0..bytes.len() {
         let mut flipped = bytes.clone();
         flipped[at] ^= 1 << (at % 8);
         fs::write(&path, flipped).unwrap();
         let refused = match Package::open(&path) {
-            Ok(package) => place(&package).unwrap_err().to_string(),
+            Ok(package) => place_on(device, (&package, &signature))
+                .unwrap_err()
+                .to_string(),
             Err(error) => error.to_string(),
         };
         assert!(refused.len() > 10, "byte {at}: {refused}");
@@ -194,7 +170,7 @@ fn each_byte_of_a_package_flipped_in_turn_is_refused_by_the_device() {
     Bundle::open(device).unwrap();
     fs::write(&path, &bytes).unwrap();
     assert_eq!(
-        place(&Package::open(&path).unwrap()).unwrap(),
+        place_on(device, (&Package::open(&path).unwrap(), &signature)).unwrap(),
         Delivery::Installed
     );
 }

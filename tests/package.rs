@@ -20,6 +20,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use crate::common::write_bundle;
+use crate::flash::signed_now;
 
 // Made with Debian's minisign 0.11: `minisign -G -W`, then
 // `minisign -S -W -m f -t 'fixed comment'` and `-S -l -W` for the old form.
@@ -50,14 +51,6 @@ fn packed() -> (TempDir, Package) {
     (folder, package)
 }
 
-/// Signed now, and for ever.
-fn now() -> Term {
-    Term {
-        signed: Timestamp::now(),
-        expires: None,
-    }
-}
-
 fn trusting(key: &SecretKey) -> Trust {
     Trust::new(vec![key.public()], BTreeSet::new(), Some(Timestamp::now()))
 }
@@ -85,7 +78,7 @@ fn a_package_is_the_bundle_and_always_the_same_bytes() {
 fn a_flipped_byte_anywhere_is_refused() {
     let (folder, package) = packed();
     let key = SecretKey::generate().unwrap();
-    let signature = sign_package(&package, &key, now()).unwrap();
+    let signature = sign_package(&package, &key, signed_now()).unwrap();
     let trust = trusting(&key);
     check_package(&package, &signature, &trust).unwrap();
     let bytes = fs::read(package.path()).unwrap();
@@ -245,7 +238,7 @@ fn debians_minisign_agrees() {
     let at = |name: &str| folder.path().join(name);
     fs::write(at("a.key"), text.as_bytes()).unwrap();
     fs::write(at("a.pub"), key.public().to_string()).unwrap();
-    let signature = sign_package(&package, &key, now()).unwrap();
+    let signature = sign_package(&package, &key, signed_now()).unwrap();
     fs::write(at("tiny.minisig"), signature.to_string()).unwrap();
     let minisign = |args: &[&str]| {
         let mut child = Command::new("minisign")
@@ -306,7 +299,12 @@ fn keys_rotate_and_are_revoked() {
     }
     let checked = |key: &SecretKey| {
         let trust = Trust::read(&trusted, Some(Timestamp::now()))?;
-        check_package(&package, &sign_package(&package, key, now())?, &trust).map(PublicKey::id)
+        check_package(
+            &package,
+            &sign_package(&package, key, signed_now())?,
+            &trust,
+        )
+        .map(PublicKey::id)
     };
     for key in &keys[..2] {
         assert_eq!(checked(key).unwrap(), key.public().id());
@@ -374,7 +372,7 @@ fn a_good_signature_of_another_package_is_refused() {
     crate::common::write_version(&other, "0.2.0", &crate::common::contents());
     let other = write(&folder.path().join("two"), &pack(&other).unwrap()).unwrap();
     let key = SecretKey::generate().unwrap();
-    let signature = sign_package(&other, &key, now()).unwrap();
+    let signature = sign_package(&other, &key, signed_now()).unwrap();
     let error = check_package(&package, &signature, &trusting(&key)).unwrap_err();
     assert!(error.to_string().contains("tiny 0.2.0"), "{error}");
 }
@@ -509,14 +507,14 @@ fn the_shipped_models_pack_and_as_cartridges_into_twenty_kilobytes() {
 fn a_limit_is_part_of_what_is_signed() {
     let (folder, package) = packed();
     let key = SecretKey::generate().unwrap();
-    let signature = sign_package(&package, &key, now()).unwrap();
+    let signature = sign_package(&package, &key, signed_now()).unwrap();
     let bytes = fs::read(package.path()).unwrap();
     let budget = |difference, frames| ShadowBudget { difference, frames };
     let limited = limit(&bytes, budget(0.5, 8)).unwrap();
     let limited = write(&folder.path().join("limited"), &limited).unwrap();
     assert_eq!(limited.header().index().shadow, Some(budget(0.5, 8)));
     assert!(check_package(&limited, &signature, &trusting(&key)).is_err());
-    let signature = sign_package(&limited, &key, now()).unwrap();
+    let signature = sign_package(&limited, &key, signed_now()).unwrap();
     check_package(&limited, &signature, &trusting(&key)).unwrap();
     for senseless in [budget(f32::NAN, 8), budget(-1.0, 8), budget(1.0, 0)] {
         assert!(limit(&bytes, senseless).is_err(), "{senseless:?}");

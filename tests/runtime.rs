@@ -5,10 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use numclip::flash::{Allow, Delivery, Processor, RuntimeError, Site, install_runtime};
+use numclip::flash::{Delivery, Processor, RuntimeError, Site, install_runtime};
 use tempfile::TempDir;
 
-use crate::flash::Workshop;
+use crate::flash::{Workshop, place_on};
 
 /// A folder with as much of a system in it as is looked at.
 pub fn system(folder: &Path) -> PathBuf {
@@ -122,15 +122,7 @@ fn a_program_with_which_the_service_is_not_well_goes_again() {
         Delivery::Installed
     );
     assert!(!log.exists(), "nothing serves yet");
-    numclip::flash::place(
-        &store,
-        &package,
-        &signature,
-        None,
-        Allow::default(),
-        &mut |_| (),
-    )
-    .unwrap();
+    place_on(&store, (&package, &signature)).unwrap();
     let error = install_runtime(&store, &other_program(), None, Site::Here).unwrap_err();
     assert!(matches!(error, RuntimeError::Unhealthy { .. }), "{error}");
     assert!(error.to_string().contains("runs again"), "{error}");

@@ -86,7 +86,10 @@ impl Folder {
         }
         self.last = files.into_iter().collect();
         let there = &self.last;
-        self.seen.retain(|path, _| there.contains_key(path));
+        // An empty folder may be the place of a medium that is away.
+        if !there.is_empty() {
+            self.seen.retain(|path, _| there.contains_key(path));
+        }
         Ok(())
     }
 }
@@ -197,6 +200,14 @@ mod tests {
         fs::rename(&away, &folder).unwrap();
         fs::write(folder.join("b.png"), "1").unwrap();
         assert_eq!(names(&mut source, 1), ["b.png"]);
+        // The place where a medium was mounted is there, and empty.
+        fs::rename(&folder, &away).unwrap();
+        fs::create_dir(&folder).unwrap();
+        source.look().unwrap();
+        fs::remove_dir(&folder).unwrap();
+        fs::rename(&away, &folder).unwrap();
+        fs::write(folder.join("c.png"), "1").unwrap();
+        assert_eq!(names(&mut source, 1), ["c.png"]);
     }
 
     #[test]

@@ -7,6 +7,8 @@ use ureq::Agent;
 use ureq::config::{ConfigBuilder, RedirectAuthHeaders};
 use ureq::typestate::AgentScope;
 
+use crate::host::is_this_machine;
+
 type Config = ConfigBuilder<AgentScope>;
 
 /// How long a server may take to be found and to answer.
@@ -55,19 +57,6 @@ impl Transport {
         };
         Ok(config.build().new_agent())
     }
-}
-
-/// Whether `host[:port]` is surely this machine.
-fn is_this_machine(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let address = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost"
-        || address
-            .parse()
-            .is_ok_and(|address: std::net::IpAddr| address.is_loopback())
 }
 
 #[cfg(feature = "tls")]

@@ -8,13 +8,14 @@
 use std::fmt;
 use std::fs;
 use std::hint::black_box;
-use std::net::IpAddr;
 use std::path::Path;
 
 use axum::http::{HeaderMap, HeaderName, Uri, header};
 use percent_encoding::percent_decode_str;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
+
+use crate::host::is_this_machine;
 
 /// Fewest characters of a token.
 const SHORTEST: usize = 16;
@@ -131,7 +132,7 @@ impl Access {
     /// What becomes of a request for `uri` with `headers`.
     pub fn judge(&self, uri: &Uri, headers: &HeaderMap) -> Verdict {
         let Some(token) = &self.token else {
-            return match is_this_machine(headers) {
+            return match text(headers, header::HOST).is_some_and(is_this_machine) {
                 true => Verdict::Enter,
                 false => Verdict::ForeignHost,
             };
@@ -198,25 +199,6 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
         .flat_map(|line| line.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
         .find_map(|(key, value)| (key == name).then_some(value))
-}
-
-/// Whether the request calls this machine by a name that no other has.
-fn is_this_machine(headers: &HeaderMap) -> bool {
-    let Some(host) = text(headers, header::HOST) else {
-        return false;
-    };
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let address = name
-        .strip_prefix('[')
-        .and_then(|name| name.strip_suffix(']'))
-        .unwrap_or(name);
-    name.eq_ignore_ascii_case("localhost")
-        || address
-            .parse()
-            .is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {

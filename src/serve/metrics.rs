@@ -98,7 +98,7 @@ impl Page {
 
     fn pipeline(&mut self, state: &State) {
         let (status, camera) = (&state.status, &state.camera);
-        let gauges = [
+        let gauges: [(&str, &str, f64); 4] = [
             (
                 "healthy",
                 "1 while frames come or need not.",
@@ -109,7 +109,6 @@ impl Page {
             ("uptime_seconds", "Time since the start.", status.uptime),
         ];
         for (name, help, value) in gauges {
-            let value: f64 = value;
             self.one(name, Kind::Gauge, help, value);
         }
         for (name, help, count) in COUNTS {

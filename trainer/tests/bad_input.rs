@@ -17,9 +17,18 @@ fn refusal(text: &str) -> String {
     message
 }
 
+/// A task file with a part of it replaced is refused: the part, its replacement, what is said.
+fn refused_with(cases: &[(&str, &str, &str)]) {
+    let good = task(MODELS[0]);
+    for (from, to, expected) in cases {
+        assert!(good.contains(from), "{from}");
+        let message = refusal(&good.replacen(from, to, 1));
+        assert!(message.contains(expected), "{to}: {message}");
+    }
+}
+
 #[test]
 fn task_files_are_checked_field_by_field() {
-    let good = task(MODELS[0]);
     let cases = [
         ("range = [0, 100]", "range = [100, 0]", "task.range"),
         ("name = \"tiny\"", "name = \"../etc\"", "task.name"),
@@ -93,16 +102,11 @@ fn task_files_are_checked_field_by_field() {
             "augment.flip: expected 0 to 1",
         ),
     ];
-    for (from, to, expected) in cases {
-        assert!(good.contains(from), "{from}");
-        let message = refusal(&good.replacen(from, to, 1));
-        assert!(message.contains(expected), "{to}: {message}");
-    }
+    refused_with(&cases);
 }
 
 #[test]
 fn keys_without_effect_are_refused() {
-    let good = task(MODELS[0]);
     let cases = [
         (
             "context = \"a gauge at\"",
@@ -135,11 +139,7 @@ fn keys_without_effect_are_refused() {
             "no loss or weighting beside teacher.supervised = false",
         ),
     ];
-    for (from, to, expected) in cases {
-        assert!(good.contains(from), "{from}");
-        let message = refusal(&good.replacen(from, to, 1));
-        assert!(message.contains(expected), "{to}: {message}");
-    }
+    refused_with(&cases);
 }
 
 #[test]
@@ -148,81 +148,43 @@ fn flags_that_say_nothing_together_are_refused() {
     let path = folder.path().join("task.toml");
     fs::write(&path, task(MODELS[0])).unwrap();
     let path = path.to_str().unwrap();
-    let cases: [(&[&str], &str); 7] = [
-        (&["fit", path, "--per", "bin"], "--few-shot"),
-        (&["fit", path, "--folds-from", "groups"], "--fold"),
+    let trainer = |arguments: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
+        let arguments = arguments.split(' ');
+        command.args(arguments.map(|word| if word == "TASK" { path } else { word }));
+        command.assert()
+    };
+    for (arguments, expected) in [
+        ("fit TASK --per bin", "--few-shot"),
+        ("fit TASK --folds-from groups", "--fold"),
         (
-            &["fit", path, "--seed", "9223372036854775808"],
+            "fit TASK --seed 9223372036854775808",
             "expected a number from 0",
         ),
-        (&["plan", path, "--per", "bin"], "--few-shot"),
+        ("plan TASK --per bin", "--few-shot"),
+        ("export run --out x --precision f32 --search", "--search"),
         (
-            &[
-                "export",
-                "run",
-                "--out",
-                "x",
-                "--precision",
-                "f32",
-                "--search",
-            ],
-            "--search",
-        ),
-        (
-            &[
-                "export",
-                "run",
-                "--out",
-                "x",
-                "--precision",
-                "f32",
-                "--qat-epochs",
-                "2",
-            ],
+            "export run --out x --precision f32 --qat-epochs 2",
             "--qat-epochs",
         ),
         (
-            &[
-                "export",
-                "run",
-                "--out",
-                "x",
-                "--precision",
-                "f32",
-                "--equalize",
-            ],
+            "export run --out x --precision f32 --equalize",
             "--equalize",
         ),
-    ];
-    for (arguments, expected) in cases {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
-        let failed = command.args(arguments).assert().failure().code(2);
+    ] {
+        let failed = trainer(arguments).failure().code(2);
         let said = String::from_utf8_lossy(&failed.get_output().stderr).into_owned();
-        assert!(said.contains(expected), "{arguments:?}: {said}");
+        assert!(said.contains(expected), "{arguments}: {said}");
     }
     // Both kinds of class at once, and the folds of a plan, are none of these.
-    let good: [&[&str]; 2] = [
-        &[
-            "plan",
-            path,
-            "--few-shot",
-            "1,2",
-            "--shift",
-            "2:0.5",
-            "--per",
-            "bin",
-        ],
-        &["plan", path, "--folds", "2", "--folds-from", "groups"],
-    ];
-    for arguments in good {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
-        let printed = command.args(arguments).assert().success();
+    for (arguments, expected) in [
+        ("plan TASK --few-shot 1,2 --shift 2:0.5 --per bin", "bin"),
+        ("plan TASK --folds 2 --folds-from groups", "groups"),
+    ] {
+        let printed = trainer(arguments).success();
         let printed = String::from_utf8_lossy(&printed.get_output().stdout).into_owned();
         assert_eq!(printed.lines().count(), 2, "{printed}");
-        assert!(
-            printed.contains(arguments[arguments.len() - 1]),
-            "{printed}"
-        );
+        assert!(printed.contains(expected), "{printed}");
     }
 }
 

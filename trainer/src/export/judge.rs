@@ -72,14 +72,13 @@ impl<'a> Judge<'a> {
         float: &Encoded,
     ) -> Result<Option<Self>, ExportError> {
         let all = &float.val;
-        let count = all.indices.len().min(IMAGES);
-        let places: Vec<usize> = (0..count).map(|i| i * all.indices.len() / count).collect();
+        let places = evenly(all.indices.len(), IMAGES);
         let indices: Vec<usize> = places.iter().map(|&place| all.indices[place]).collect();
         let pick = |place: &usize| all.embeddings[*place].clone();
         let embeddings: Vec<Vec<f32>> = places.iter().map(pick).collect();
         let tensors = tensors(config, prepared, &indices, Unreadable::Stop)?;
         let labels = places.iter().map(|&place| all.labels[place]).collect();
-        Ok((count > 0).then(|| Self::of(estimator, tensors, labels, embeddings)))
+        Ok((!places.is_empty()).then(|| Self::of(estimator, tensors, labels, embeddings)))
     }
 
     /// These images with their labels and the float network's embeddings.
@@ -101,9 +100,7 @@ impl<'a> Judge<'a> {
 
     /// At most `count` of the images, evenly spaced.
     pub fn some(&self, count: usize) -> Self {
-        let all = self.labels.len();
-        let count = count.min(all);
-        let places: Vec<usize> = (0..count).map(|i| i * all / count).collect();
+        let places = evenly(self.labels.len(), count);
         let of = |rows: &[Vec<f32>]| places.iter().map(|&place| rows[place].clone()).collect();
         let labels = places.iter().map(|&place| self.labels[place]).collect();
         let (tensors, embeddings) = (of(&self.tensors), of(&self.embeddings));
@@ -131,6 +128,12 @@ impl<'a> Judge<'a> {
             lowest_cosine: cosines.map(|(a, b)| cosine(a, b)).fold(1.0, f32::min),
         })
     }
+}
+
+/// At most so many places among `all`, evenly spaced.
+fn evenly(all: usize, most: usize) -> Vec<usize> {
+    let count = all.min(most);
+    (0..count).map(|i| i * all / count).collect()
 }
 
 /// Mean of the absolute differences.

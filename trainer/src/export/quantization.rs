@@ -11,7 +11,7 @@ use super::aware::Lessons;
 use super::judge::{Judge, Latency, Score, latencies, latency, open};
 use super::layers::{self, Costs, layer_costs};
 use super::measure::{Encoded, tensors};
-use super::search::{Budget, Candidate, Found, Tried, fewest_floats, search};
+use super::search::{Budget, Candidate, Found, Tried, leave_floats, search};
 use super::{ExportError, Options};
 use crate::config::Config;
 use crate::fit::Prepared;
@@ -241,19 +241,15 @@ impl Source<'_> {
             .iter()
             .map(|node| node.name.clone());
         let names: Vec<String> = names.collect();
-        let mut quantize = |count: usize| {
-            let floats = &ranked[..count.min(ranked.len())];
+        let quantize = |count: usize| {
+            let floats = &ranked[..count];
             let names: Vec<&str> = floats.iter().map(|&node| names[node].as_str()).collect();
             let method = format!("{recipe}, {}", in_floats(&names));
             (options.stage)(&format!("trying {method}"));
             let quantized = calibrated.quantize(&recipe, floats).map_err(failed)?;
             self.candidate(judge, budget, method, quantized)
         };
-        match wanted.float_layers {
-            Some(count) => found.take(recipe, quantize(count)?, budget),
-            None => fewest_floats(budget, ranked.len(), found, quantize)?,
-        }
-        Ok(())
+        leave_floats(wanted.float_layers, budget, ranked.len(), found, quantize)
     }
 
     fn costs(

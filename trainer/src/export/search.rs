@@ -99,12 +99,31 @@ pub fn search<R: Copy + PartialEq, N, E>(
     Ok(found)
 }
 
+/// Leaves layers in floats: as many as are `asked`, or as few as the budget lets.
+///
+/// # Errors
+/// What `quantize`, which gets the number, says.
+pub fn leave_floats<R: Copy, N, E>(
+    asked: Option<usize>,
+    budget: &Budget,
+    layers: usize,
+    found: &mut Found<R, N>,
+    mut quantize: impl FnMut(usize) -> Result<Candidate<N>, E>,
+) -> Result<(), E> {
+    let Some(count) = asked else {
+        return fewest_floats(budget, layers, found, quantize);
+    };
+    let candidate = quantize(count.min(layers))?;
+    found.take(found.recipe, candidate, budget);
+    Ok(())
+}
+
 /// Leaves layers in floats, as few as keep the error within its budget: their number is doubled
 /// until it does, and halved back. Ends without one where that takes longer than the budget has it.
 ///
 /// # Errors
 /// What `quantize`, which gets the number, says.
-pub fn fewest_floats<R: Copy, N, E>(
+fn fewest_floats<R: Copy, N, E>(
     budget: &Budget,
     layers: usize,
     found: &mut Found<R, N>,

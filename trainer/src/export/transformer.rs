@@ -7,7 +7,7 @@ use super::layers::{Costs, LayerCost, share_within};
 use super::quantization::{
     Evidence, Quantization, RANKING_IMAGES, Source, calibration_images, failed, in_floats,
 };
-use super::search::{Candidate, Found, fewest_floats, search};
+use super::search::{Candidate, Found, leave_floats, search};
 use super::{ExportError, Options};
 use crate::model::vit::Vit;
 use crate::quantize::affine::Affine;
@@ -59,20 +59,23 @@ impl Source<'_> {
             true => search(&wanted.budget, first, &Recipe::CHOICES, candidate)?,
             false => Found::new(first, candidate(&first)?, &wanted.budget),
         };
-        self.leave_products(&judge, options, &mut calibrated, &mut found)?;
-        let costs = match wanted.details {
+        let leaves_floats = wanted.leaves_floats(&found.best.score);
+        let costs = match leaves_floats || wanted.details {
             true => {
                 (options.stage)("measuring each layer");
                 Some(self.product_costs(&judge, &mut calibrated, &found.recipe)?)
             }
             false => None,
         };
+        if let Some(costs) = costs.as_ref().filter(|_| leaves_floats) {
+            self.leave_products(&judge, options, &mut calibrated, &mut found, costs)?;
+        }
         Ok(Quantization {
             bytes: found.best.bytes,
             evidence: Evidence {
                 method: found.best.method,
                 tried: found.tried,
-                costs,
+                costs: costs.filter(|_| wanted.details),
                 ..evidence
             },
         })
@@ -103,25 +106,16 @@ impl Source<'_> {
         options: &Options<'_>,
         calibrated: &mut Calibrated<'_>,
         found: &mut Found<Recipe, ()>,
+        costs: &Costs,
     ) -> Result<(), ExportError> {
-        let wanted = &options.int8;
-        if !wanted.leaves_floats(&found.best.score) {
-            return Ok(());
-        }
-        (options.stage)("ranking the layers");
-        let recipe = found.recipe;
-        let mut ranked = self.product_costs(judge, calibrated, &recipe)?.layers;
+        let (wanted, recipe) = (&options.int8, found.recipe);
+        let mut ranked: Vec<&LayerCost> = costs.layers.iter().collect();
         ranked.sort_by(|a, b| b.drift.total_cmp(&a.drift));
-        let names: Vec<String> = ranked.into_iter().map(|layer| layer.name).collect();
-        let mut quantize = |count: usize| {
-            let floats = &names[..count.min(names.len())];
-            self.transformer(judge, options, calibrated, &recipe, floats)
-        };
-        match wanted.float_layers {
-            Some(count) => found.take(recipe, quantize(count)?, &wanted.budget),
-            None => fewest_floats(&wanted.budget, names.len(), found, quantize)?,
-        }
-        Ok(())
+        let names: Vec<String> = ranked.iter().map(|layer| layer.name.clone()).collect();
+        let quantize =
+            |count: usize| self.transformer(judge, options, calibrated, &recipe, &names[..count]);
+        let (asked, budget) = (wanted.float_layers, &wanted.budget);
+        leave_floats(asked, budget, names.len(), found, quantize)
     }
 
     /// What it costs to multiply each value alone in int8.

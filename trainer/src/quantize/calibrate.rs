@@ -6,12 +6,12 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use tract_onnx::prelude::*;
 
-use super::ends::Ends;
+use super::ends::{Channels, Ends};
 use super::onnx::float_tapped;
 use super::range::{Histogram, Seen};
 use crate::graph::ConvNet;
 
-/// What calibration saw of one node's output.
+/// What calibration saw of one tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observation {
     /// Its values.
@@ -20,14 +20,42 @@ pub struct Observation {
     pub peaks: Vec<f32>,
 }
 
+/// The values of a tensor for one image.
+pub struct Values {
+    /// All of them.
+    pub values: Vec<f32>,
+    /// How they lie.
+    pub channels: Channels,
+}
+
 /// Runs `images` (planar `[3, size, size]` each) through `net`; one observation for each node.
 ///
 /// # Errors
 /// What the engine says when it cannot run the network, or that there are no images.
 pub fn observe(net: &ConvNet, images: &[Vec<f32>]) -> TractResult<Vec<Observation>> {
     let plan = tapped_plan(net)?;
-    let ends = observe_ends(&plan, net, images)?;
-    let histograms = observe_histograms(&plan, net, images, &ends)?;
+    let shapes = net.output_shapes();
+    observe_by(images, |image| {
+        let layouts = shapes.iter().map(|shape| Channels::Planes(shape[0]));
+        let outputs = run(&plan, net.input, image)?;
+        let pairs = outputs.iter().zip(layouts);
+        pairs
+            .map(|(output, channels)| values(output, channels))
+            .collect()
+    })
+}
+
+/// Observes the tensors that `run` gives for an image, which it is asked for twice: how far values
+/// reach comes first, then how often each is met.
+///
+/// # Errors
+/// What `run` says, or that there are no images.
+pub fn observe_by(
+    images: &[Vec<f32>],
+    run: impl Fn(&[f32]) -> TractResult<Vec<Values>> + Sync,
+) -> TractResult<Vec<Observation>> {
+    let ends = observe_ends(images, &run)?;
+    let histograms = observe_histograms(images, &run, &ends)?;
     let observation = |(ends, histogram): (Ends, Histogram)| Observation {
         peaks: ends.peaks,
         seen: Seen {
@@ -36,6 +64,31 @@ pub fn observe(net: &ConvNet, images: &[Vec<f32>]) -> TractResult<Vec<Observatio
         },
     };
     Ok(ends.into_iter().zip(histograms).map(observation).collect())
+}
+
+/// What `plan` gives for one image of this shape.
+///
+/// # Errors
+/// What the engine says.
+pub fn run(
+    plan: &Arc<TypedSimplePlan>,
+    [channels, height, width]: [usize; 3],
+    image: &[f32],
+) -> TractResult<TVec<TValue>> {
+    let input = Tensor::from_shape(&[1, channels, height, width], image)?;
+    plan.run(tvec![input.into()])
+}
+
+/// The values of an output whose channels lie so.
+///
+/// # Errors
+/// When it holds no floats.
+pub fn values(output: &TValue, channels: Channels) -> TractResult<Values> {
+    let values = output.to_plain_array_view::<f32>()?;
+    Ok(Values {
+        values: values.iter().copied().collect(),
+        channels,
+    })
 }
 
 fn tapped_plan(net: &ConvNet) -> TractResult<Arc<TypedSimplePlan>> {
@@ -47,31 +100,14 @@ fn tapped_plan(net: &ConvNet) -> TractResult<Arc<TypedSimplePlan>> {
         .into_runnable()
 }
 
-/// Outputs of every node for one image, in node order.
-fn run(plan: &Arc<TypedSimplePlan>, net: &ConvNet, image: &[f32]) -> TractResult<Vec<Vec<f32>>> {
-    let [channels, height, width] = net.input;
-    let input = Tensor::from_shape(&[1, channels, height, width], image)?;
-    let outputs = plan.run(tvec![input.into()])?;
-    let values = |output: &TValue| -> TractResult<Vec<f32>> {
-        Ok(output
-            .to_plain_array_view::<f32>()?
-            .iter()
-            .copied()
-            .collect())
-    };
-    outputs.iter().map(values).collect()
-}
-
 fn observe_ends(
-    plan: &Arc<TypedSimplePlan>,
-    net: &ConvNet,
     images: &[Vec<f32>],
+    run: &(impl Fn(&[f32]) -> TractResult<Vec<Values>> + Sync),
 ) -> TractResult<Vec<Ends>> {
-    let shapes = net.output_shapes();
     let observe = |image: &Vec<f32>| -> TractResult<Vec<Ends>> {
-        let outputs = run(plan, net, image)?;
-        let ends = |(values, shape): (&Vec<f32>, &[usize; 3])| Ends::of_planes(values, shape[0]);
-        Ok(outputs.iter().zip(&shapes).map(ends).collect())
+        let tensors = run(image)?;
+        let ends = tensors.iter().map(|of| Ends::of(&of.values, of.channels));
+        Ok(ends.collect())
     };
     let each: Vec<Vec<Ends>> = images.par_iter().map(observe).collect::<TractResult<_>>()?;
     let join = |mut all: Vec<Ends>, image: Vec<Ends>| {
@@ -85,9 +121,8 @@ fn observe_ends(
 }
 
 fn observe_histograms(
-    plan: &Arc<TypedSimplePlan>,
-    net: &ConvNet,
     images: &[Vec<f32>],
+    run: &(impl Fn(&[f32]) -> TractResult<Vec<Values>> + Sync),
     ends: &[Ends],
 ) -> TractResult<Vec<Histogram>> {
     let empty = || -> Vec<Histogram> {
@@ -95,9 +130,9 @@ fn observe_histograms(
         ends.iter().map(empty).collect()
     };
     let observe = |mut all: Vec<Histogram>, image: &Vec<f32>| -> TractResult<Vec<Histogram>> {
-        let outputs = run(plan, net, image)?;
-        let pairs = all.iter_mut().zip(&outputs);
-        pairs.for_each(|(histogram, values)| histogram.count(values));
+        let tensors = run(image)?;
+        let pairs = all.iter_mut().zip(&tensors);
+        pairs.for_each(|(histogram, of)| histogram.count(&of.values));
         Ok(all)
     };
     let merge = |mut a: Vec<Histogram>, b: Vec<Histogram>| {

@@ -1,5 +1,14 @@
 //! How far the values of a tensor reach.
 
+/// How the channels of a tensor lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channels {
+    /// One after the other, so many.
+    Planes(usize),
+    /// Side by side in rows, so many.
+    Rows(usize),
+}
+
 /// Lowest and highest value of a tensor in each image, and the largest magnitude of each of its
 /// channels.
 #[derive(Clone, Debug)]
@@ -11,26 +20,14 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Of one image's channels, one after the other.
-    pub fn of_planes(values: &[f32], channels: usize) -> Self {
-        let plane = (values.len() / channels.max(1)).max(1);
-        let peak = |plane: &[f32]| plane.iter().fold(0.0_f32, |peak, v| peak.max(v.abs()));
+    /// Of one image's values.
+    pub fn of(values: &[f32], channels: Channels) -> Self {
         Self {
             extremes: vec![extremes(values)],
-            peaks: values.chunks_exact(plane).map(peak).collect(),
-        }
-    }
-
-    /// Of one image's rows of `width` channels.
-    pub fn of_rows(values: &[f32], width: usize) -> Self {
-        let mut peaks = vec![0.0_f32; width];
-        for row in values.chunks_exact(width.max(1)) {
-            let pairs = peaks.iter_mut().zip(row);
-            pairs.for_each(|(peak, value)| *peak = peak.max(value.abs()));
-        }
-        Self {
-            extremes: vec![extremes(values)],
-            peaks,
+            peaks: match channels {
+                Channels::Planes(count) => peaks_of_planes(values, count),
+                Channels::Rows(width) => peaks_of_rows(values, width),
+            },
         }
     }
 
@@ -59,4 +56,19 @@ fn extremes(values: &[f32]) -> [f32; 2] {
     values.iter().fold(none, |[low, high], &value| {
         [low.min(value), high.max(value)]
     })
+}
+
+fn peaks_of_planes(values: &[f32], channels: usize) -> Vec<f32> {
+    let plane = (values.len() / channels.max(1)).max(1);
+    let peak = |plane: &[f32]| plane.iter().fold(0.0_f32, |peak, v| peak.max(v.abs()));
+    values.chunks_exact(plane).map(peak).collect()
+}
+
+fn peaks_of_rows(values: &[f32], width: usize) -> Vec<f32> {
+    let mut peaks = vec![0.0_f32; width];
+    for row in values.chunks_exact(width.max(1)) {
+        let pairs = peaks.iter_mut().zip(row);
+        pairs.for_each(|(peak, value)| *peak = peak.max(value.abs()));
+    }
+    peaks
 }

@@ -1,8 +1,11 @@
-//! A small network of every kind of node, and images for it.
+//! A small network of every kind of node, images for it, and a small transformer.
 
+use burn::tensor::Device;
 use numclip::preprocess::Plan;
 
+use crate::clip::{self, ImageShape, TransformerShape, VitForm, VitShape, image_layout, random};
 use crate::graph::{Activation, Conv, ConvNet, Node, Op, Value};
+use crate::model::vit::Vit;
 
 /// Side of the test images.
 pub const SIZE: usize = 12;
@@ -69,6 +72,32 @@ pub fn network() -> ConvNet {
         vec![pool],
     );
     net
+}
+
+/// A vision transformer of two blocks with random weights, for images of `size`, whose positions
+/// come from images of `trained`.
+pub fn transformer(
+    [trained, size]: [usize; 2],
+    embedding: usize,
+    activation: clip::Activation,
+    form: VitForm,
+) -> Vit {
+    let shape = VitShape {
+        image: trained,
+        patch: 16,
+        transformer: TransformerShape {
+            width: 24,
+            layers: 2,
+            heads: 3,
+            mlp: 40,
+            activation,
+        },
+        embedding,
+        form,
+    };
+    let layout = image_layout(&ImageShape::Vit(shape.clone()));
+    let weights = &mut random(layout, 1).with_epsilon(form.epsilon());
+    Vit::take(weights, &shape, size, &Device::flex())
 }
 
 /// Images whose values cover −1 to 1.

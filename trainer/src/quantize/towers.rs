@@ -456,8 +456,9 @@ fn plain<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clip::{ImageShape, ResNetShape, TransformerShape, VitShape, image_layout, random};
+    use crate::clip::{ImageShape, ResNetShape, image_layout, random};
     use crate::graph::{Conv, Op};
+    use crate::quantize::tests::transformer;
     use burn::tensor::{Device, TensorData};
     use numclip::encode::Model as _;
     use numclip::encode::tract::TractModel;
@@ -499,22 +500,7 @@ mod tests {
             (Activation::Gelu, VitForm::Clip),
             (Activation::Gelu, VitForm::Plain),
         ] {
-            let shape = VitShape {
-                image: 48,
-                patch: 16,
-                transformer: TransformerShape {
-                    width: 24,
-                    layers: 2,
-                    heads: 3,
-                    mlp: 40,
-                    activation,
-                },
-                embedding: 6,
-                form,
-            };
-            let layout = image_layout(&ImageShape::Vit(shape.clone()));
-            let weights = &mut random(layout, 1).with_epsilon(form.epsilon());
-            let net = Vit::take(weights, &shape, SIZE, &Device::flex());
+            let net = transformer([48, SIZE], 6, activation, form);
             let tower = vit(&net, None, SIZE);
             assert_close(&embedding(&tower, 6), plain(net.forward(tensor())));
             // 16 patches of 768 values, 17 rows through two blocks, one row to the embedding.

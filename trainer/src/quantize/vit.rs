@@ -10,12 +10,12 @@ use std::fmt;
 use std::io::Cursor;
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use tract_onnx::prelude::*;
 
 use super::affine::Affine;
-use super::ends::Ends;
-use super::range::{Histogram, RangeMethod, Seen};
+use super::calibrate::{Observation, observe_by, run, values};
+use super::ends::Channels;
+use super::range::{RangeMethod, Seen};
 use super::smooth::smooth;
 use super::towers::{self, Tower};
 use crate::graph::ConvNet;
@@ -92,9 +92,7 @@ pub struct Losses {
 struct Observed {
     vit: Vit,
     products: Vec<String>,
-    seen: Vec<Seen>,
-    /// Largest magnitude of each channel.
-    peaks: Vec<Vec<f32>>,
+    observations: Vec<Observation>,
 }
 
 impl<'a> Calibrated<'a> {
@@ -125,8 +123,7 @@ impl<'a> Calibrated<'a> {
         let input = self.input;
         let Float { tail, size, .. } = self.float;
         let observed = self.observed(recipe.smoothing)?;
-        let mut levels = observed.levels(recipe.range);
-        levels.retain(|name, _| !floats.contains(name));
+        let mut levels = observed.levels(recipe.range, |name| !floats.contains(name));
         levels.insert(super::onnx::INPUT.into(), input);
         Ok(towers::vit_int8(&observed.vit, tail, size, levels))
     }
@@ -138,8 +135,7 @@ impl<'a> Calibrated<'a> {
     pub fn alone(&mut self, recipe: &Recipe, name: &str) -> TractResult<Tower> {
         let Float { tail, size, .. } = self.float;
         let observed = self.observed(recipe.smoothing)?;
-        let mut levels = observed.levels(recipe.range);
-        levels.retain(|other, _| other == name);
+        let levels = observed.levels(recipe.range, |other| other == name);
         Ok(towers::vit_int8(&observed.vit, tail, size, levels))
     }
 
@@ -151,13 +147,12 @@ impl<'a> Calibrated<'a> {
         let observed = self.observed(recipe.smoothing)?;
         let known = observed.products.iter().position(|known| known == name);
         Ok(known.map(|index| {
-            let seen = &observed.seen[index];
-            let (low, high) = seen.range(recipe.range);
-            let affine = Affine::covering(low, high);
+            let Observation { seen, peaks } = &observed.observations[index];
+            let affine = covering(seen, recipe.range);
             let (saturated, sqnr) = seen.losses(affine);
             Losses {
                 range: [0, 255].map(|level| affine.dequantize(level)),
-                width: observed.peaks[index].len(),
+                width: peaks.len(),
                 saturated,
                 sqnr,
             }
@@ -172,8 +167,9 @@ impl<'a> Calibrated<'a> {
         let observed = match known {
             Some((_, observed)) => observed,
             None => {
-                let names = self.plain.products.iter().cloned();
-                let peaks = names.zip(self.plain.peaks.iter().cloned()).collect();
+                let named = self.plain.named();
+                let peaks = named.map(|(name, of)| (name.clone(), of.peaks.clone()));
+                let peaks = peaks.collect();
                 let vit = smooth(self.float.vit, &peaks, smoothing);
                 self.float.observed(vit, self.images)?
             }
@@ -183,13 +179,19 @@ impl<'a> Calibrated<'a> {
 }
 
 impl Observed {
-    fn levels(&self, range: RangeMethod) -> HashMap<String, Affine> {
-        let affine = |seen: &Seen| {
-            let (low, high) = seen.range(range);
-            Affine::covering(low, high)
-        };
-        let affines = self.seen.iter().map(affine);
-        self.products.iter().cloned().zip(affines).collect()
+    fn named(&self) -> impl Iterator<Item = (&String, &Observation)> {
+        self.products.iter().zip(&self.observations)
+    }
+
+    /// The levels of the products that are wanted.
+    fn levels(
+        &self,
+        range: RangeMethod,
+        wanted: impl Fn(&String) -> bool,
+    ) -> HashMap<String, Affine> {
+        let wanted = self.named().filter(|(name, _)| wanted(name));
+        let levels = wanted.map(|(name, of)| (name.clone(), covering(&of.seen, range)));
+        levels.collect()
     }
 }
 
@@ -197,16 +199,26 @@ impl Float<'_> {
     /// Runs the images through the network with `vit` in place of its own.
     fn observed(self, vit: Vit, images: &[Vec<f32>]) -> TractResult<Observed> {
         let tower = towers::vit(&vit, self.tail, self.size);
-        let ends = observe_ends(&tower, self.size, images)?;
-        let seen = observe(&tower, self.size, images, &ends)?;
-        let peaks = ends.into_iter().map(|ends| ends.peaks);
+        let plan = plan(&tower, self.size)?;
+        let rows = |output: &TValue| {
+            let width = output.shape().last().copied().unwrap_or(1);
+            values(output, Channels::Rows(width))
+        };
+        let observations = observe_by(images, |image| {
+            let outputs = run(&plan, [3, self.size, self.size], image)?;
+            outputs.iter().map(rows).collect()
+        })?;
         Ok(Observed {
             vit,
             products: tower.products,
-            seen,
-            peaks: peaks.collect(),
+            observations,
         })
     }
+}
+
+fn covering(seen: &Seen, range: RangeMethod) -> Affine {
+    let (low, high) = seen.range(range);
+    Affine::covering(low, high)
 }
 
 fn plan(tower: &Tower, size: usize) -> TractResult<Arc<TypedSimplePlan>> {
@@ -216,78 +228,6 @@ fn plan(tower: &Tower, size: usize) -> TractResult<Arc<TypedSimplePlan>> {
         .with_input_fact(0, f32::fact([1, 3, size, size]).into())?
         .into_optimized()?
         .into_runnable()
-}
-
-/// What is multiplied with constant weights: lowest and highest value of each image, and the
-/// largest magnitude of each channel.
-fn observe_ends(tower: &Tower, size: usize, images: &[Vec<f32>]) -> TractResult<Vec<Ends>> {
-    let plan = plan(tower, size)?;
-    let observe = |image: &Vec<f32>| -> TractResult<Vec<Ends>> {
-        let outputs = run(&plan, size, image)?;
-        let ends = outputs
-            .iter()
-            .map(|(values, width)| Ends::of_rows(values, *width));
-        Ok(ends.collect())
-    };
-    let each: Vec<Vec<Ends>> = images.par_iter().map(observe).collect::<TractResult<_>>()?;
-    let join = |mut all: Vec<Ends>, image: Vec<Ends>| {
-        let pairs = all.iter_mut().zip(image);
-        pairs.for_each(|(all, one)| all.add(one));
-        all
-    };
-    each.into_iter()
-        .reduce(join)
-        .ok_or_else(|| TractError::msg("calibration needs at least one image"))
-}
-
-/// What is multiplied with constant weights, counted.
-fn observe(
-    tower: &Tower,
-    size: usize,
-    images: &[Vec<f32>],
-    ends: &[Ends],
-) -> TractResult<Vec<Seen>> {
-    let plan = plan(tower, size)?;
-    let empty = || -> Vec<Histogram> {
-        let empty = |ends: &Ends| Histogram::new(ends.low(), ends.high());
-        ends.iter().map(empty).collect()
-    };
-    let count = |mut all: Vec<Histogram>, image: &Vec<f32>| -> TractResult<Vec<Histogram>> {
-        let outputs = run(&plan, size, image)?;
-        let pairs = all.iter_mut().zip(&outputs);
-        pairs.for_each(|(histogram, (values, _))| histogram.count(values));
-        Ok(all)
-    };
-    let merge = |mut all: Vec<Histogram>, more: Vec<Histogram>| {
-        let pairs = all.iter_mut().zip(&more);
-        pairs.for_each(|(histogram, more)| histogram.merge(more));
-        Ok(all)
-    };
-    let histograms = images
-        .par_iter()
-        .try_fold(empty, count)
-        .try_reduce(empty, merge)?;
-    let seen = |(ends, histogram): (&Ends, Histogram)| Seen {
-        extremes: ends.extremes.clone(),
-        histogram,
-    };
-    Ok(ends.iter().zip(histograms).map(seen).collect())
-}
-
-/// Values of each product's input for one image, and how many lie side by side.
-fn run(
-    plan: &Arc<TypedSimplePlan>,
-    size: usize,
-    image: &[f32],
-) -> TractResult<Vec<(Vec<f32>, usize)>> {
-    let input = Tensor::from_shape(&[1, 3, size, size], image)?;
-    let outputs = plan.run(tvec![input.into()])?;
-    let values = |output: &TValue| -> TractResult<(Vec<f32>, usize)> {
-        let values = output.to_plain_array_view::<f32>()?;
-        let width = values.shape().last().copied().unwrap_or(1);
-        Ok((values.iter().copied().collect(), width))
-    };
-    outputs.iter().map(values).collect()
 }
 
 #[cfg(test)]
@@ -301,9 +241,9 @@ mod tests {
     use numclip::verify::cosine;
 
     use super::*;
-    use crate::clip::{Activation, ImageShape, TransformerShape, VitForm, VitShape};
-    use crate::clip::{image_layout, random};
+    use crate::clip::{Activation, VitForm};
     use crate::graph::{Conv, Op, Value};
+    use crate::quantize::tests::transformer;
 
     const PLAIN: Recipe = Recipe {
         range: RangeMethod::MinMax,
@@ -318,22 +258,17 @@ mod tests {
     }
 
     fn network(activation: Activation, form: VitForm) -> Vit {
-        let shape = VitShape {
-            image: SIZE,
-            patch: 16,
-            transformer: TransformerShape {
-                width: 24,
-                layers: 2,
-                heads: 3,
-                mlp: 40,
-                activation,
-            },
-            embedding: DIM,
-            form,
-        };
-        let layout = image_layout(&ImageShape::Vit(shape.clone()));
-        let weights = &mut random(layout, 1).with_epsilon(form.epsilon());
-        Vit::take(weights, &shape, SIZE, &Device::flex())
+        transformer([SIZE; 2], DIM, activation, form)
+    }
+
+    fn calibrated<'a>(
+        vit: &'a Vit,
+        tail: Option<&'a ConvNet>,
+        images: &'a [Vec<f32>],
+    ) -> TractResult<Calibrated<'a>> {
+        let size = SIZE;
+        let float = Float { vit, tail, size };
+        Calibrated::new(float, Affine::covering(-1.0, 1.0), images)
     }
 
     /// Two layers, a rectifier and a sum, as an adapter folds.
@@ -372,13 +307,7 @@ mod tests {
         ] {
             let vit = network(activation, form);
             let images: Vec<Vec<f32>> = (0..4).map(image).collect();
-            let input = Affine::covering(-1.0, 1.0);
-            let float = Float {
-                vit: &vit,
-                tail: tail.as_ref(),
-                size: SIZE,
-            };
-            let mut calibrated = Calibrated::new(float, input, &images).unwrap();
+            let mut calibrated = calibrated(&vit, tail.as_ref(), &images).unwrap();
             let tower = calibrated.quantize(&PLAIN, &[]).unwrap();
             let fast = Int8Model::from_bytes("int8", &tower.bytes, SIZE, DIM).unwrap();
             let general = TractModel::from_bytes("int8", &tower.bytes, SIZE, DIM).unwrap();
@@ -437,13 +366,8 @@ mod tests {
     #[test]
     fn smoothing_leaves_the_function_and_takes_the_outliers_from_the_levels() {
         let (vit, images) = with_outliers();
-        let float = Float {
-            vit: &vit,
-            tail: None,
-            size: SIZE,
-        };
         let exact = encoded(&towers::vit(&vit, None, SIZE), &images[0]);
-        let mut calibrated = Calibrated::new(float, Affine::covering(-1.0, 1.0), &images).unwrap();
+        let mut calibrated = calibrated(&vit, None, &images).unwrap();
         let smoothed = calibrated.observed(0.5).unwrap().vit.clone();
         let same = encoded(&towers::vit(&smoothed, None, SIZE), &images[0]);
         let length = apart(&exact, &[0.0; DIM]);
@@ -462,13 +386,8 @@ mod tests {
     #[test]
     fn products_stay_in_floats_where_that_is_asked() {
         let (vit, images) = with_outliers();
-        let float = Float {
-            vit: &vit,
-            tail: None,
-            size: SIZE,
-        };
         let exact = encoded(&towers::vit(&vit, None, SIZE), &images[0]);
-        let mut calibrated = Calibrated::new(float, Affine::covering(-1.0, 1.0), &images).unwrap();
+        let mut calibrated = calibrated(&vit, None, &images).unwrap();
         let all = calibrated.products().to_vec();
         assert_eq!(all.len(), 2 * 4 + 1, "{all:?}");
         let mut errors = Vec::new();
@@ -488,13 +407,7 @@ mod tests {
     #[test]
     fn without_images_nothing_is_known() {
         let vit = network(Activation::Gelu, VitForm::Plain);
-        let float = Float {
-            vit: &vit,
-            tail: None,
-            size: SIZE,
-        };
-        let error = Calibrated::new(float, Affine::covering(-1.0, 1.0), &[]);
-        let error = error.err().unwrap().to_string();
+        let error = calibrated(&vit, None, &[]).err().unwrap().to_string();
         assert!(error.contains("at least one image"), "{error}");
     }
 }

@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const COUNTING: Duration = Duration::from_secs(1);
 /// Less free space than this is little, in bytes.
 const LITTLE_SPACE: u64 = 100_000_000;
+/// What helps where nothing can be written.
+const OTHER_FOLDER: &str = "change its owner, or choose another folder";
 
 /// The bundle, and each engine of this build on its golden vectors.
 pub fn model(settings: &Settings) -> Vec<Check> {
@@ -178,13 +180,11 @@ pub fn detector(settings: &Settings) -> Option<Check> {
 /// The folder of pictures for trials of later models.
 pub fn kept(settings: &Settings) -> Option<Check> {
     let keep = &settings.keep;
+    let name = "kept pictures";
     let folder = keep.folder.display();
     (keep.frames > 0).then(|| match may_write(&keep.folder) {
-        Ok(()) => Check::ok(
-            "kept pictures",
-            format!("{folder}: {} at most", keep.frames),
-        ),
-        Err(fault) => fault,
+        Ok(()) => Check::ok(name, format!("{folder}: {} at most", keep.frames)),
+        Err(found) => Check::fail(name, found, OTHER_FOLDER),
     })
 }
 
@@ -233,8 +233,8 @@ fn sink(sink: &SinkSpec) -> Option<Check> {
 /// Room for a file and those that are put aside.
 fn disk(file: &FileSettings) -> Check {
     let path = file.path.display();
-    if let Err(fault) = may_write(&file.path) {
-        return fault;
+    if let Err(found) = may_write(&file.path) {
+        return Check::fail("file", found, OTHER_FOLDER);
     }
     let needed = file.rotate.map_or(LITTLE_SPACE, |bytes| {
         bytes.0.saturating_mul(u64::from(file.keep) + 1)
@@ -254,13 +254,12 @@ fn disk(file: &FileSettings) -> Check {
     }
 }
 
-/// Whether something may be written at `path`.
-fn may_write(path: &Path) -> Result<(), Check> {
+/// Whether something may be written at `path`; says why not.
+fn may_write(path: &Path) -> Result<(), String> {
     let folder = existing(path);
     rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).map_err(|_| {
         let (path, folder) = (path.display(), folder.display());
-        let found = format!("{path}: no permission to write in {folder}");
-        Check::fail("file", found, "change its owner, or choose another folder")
+        format!("{path}: no permission to write in {folder}")
     })
 }
 

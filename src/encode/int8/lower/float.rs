@@ -277,12 +277,10 @@ impl<'a> Lowering<'a> {
         let strides: [usize; 2] = node.sizes("strides", 1)?;
         let pads: [usize; 4] = node.sizes("pads", 0)?;
         let is_point = strides == [1; 2] && pads == [0; 4] && node.int("group", 1) == 1;
-        let &[outputs, inputs, 1, 1] = self.constant(node, 1)?.dims.as_slice() else {
+        let dims = &self.constant(node, 1)?.dims;
+        let (&[outputs, inputs, 1, 1], true) = (dims.as_slice(), is_point) else {
             return self.windowed(node);
         };
-        if !is_point {
-            return self.windowed(node);
-        }
         let wrong = || node.error("expected a float picture");
         let pixels = self
             .view(node, 0)?
@@ -290,15 +288,19 @@ impl<'a> Lowering<'a> {
             .ok_or_else(wrong)?;
         let weight = self.view(node, 1)?.reshaped(&[outputs, inputs]);
         let weight = weight.and_then(|weight| weight.permuted(&[1, 0]));
-        let mut result = self.multiplied_matrices(node, pixels, weight.ok_or_else(wrong)?)?;
+        let result = self.multiplied_matrices(node, pixels, weight.ok_or_else(wrong)?)?;
+        self.convolved(node, result)
+    }
+
+    /// The result of a `Conv`, `[pictures, height, width, channels]`, with its bias and as ONNX
+    /// has pictures.
+    pub fn convolved(&mut self, node: &'a Node, mut result: View) -> Result<Value, GraphError> {
         if !node.input(2).is_empty() {
             let bias = self.view(node, 2)?;
             result = self.combined(node, Binary::Add, result, bias)?;
         }
-        result
-            .permuted(&[0, 3, 1, 2])
-            .map(Value::View)
-            .ok_or_else(wrong)
+        let planes = result.permuted(&[0, 3, 1, 2]).map(Value::View);
+        planes.ok_or_else(|| node.error("expected a float picture"))
     }
 
     /// `QLinearMatMul` of two activations, computed in floats.

@@ -53,17 +53,12 @@ impl<'a> Lowering<'a> {
             ],
             ..picture
         };
-        let mut result = match depthwise {
+        let result = match depthwise {
             true => self.tap_by_tap(node, &taps, weights)?,
             false => self.all_taps(node, &taps, weights)?,
         };
-        if !node.input(2).is_empty() {
-            let bias = self.view(node, 2)?;
-            result = self.combined(node, Binary::Add, result, bias)?;
-        }
         let result = result.reshaped(&[1, height, width, outputs]);
-        let result = result.and_then(|result| result.permuted(&[0, 3, 1, 2]));
-        result.map(Value::View).ok_or_else(wrong)
+        self.convolved(node, result.ok_or_else(wrong)?)
     }
 
     /// `[1, height, width, channels]` with the window's zeros around it.

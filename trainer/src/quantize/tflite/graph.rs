@@ -190,15 +190,10 @@ impl View<'_> {
     /// # Errors
     /// A message when `name` is no constant with four sizes.
     pub fn weight_shape(&self, name: &str) -> Result<[usize; 4], String> {
-        let sizes = self.constant(name)?.dims.iter();
-        let sizes: Vec<usize> = sizes.filter_map(|&size| size.try_into().ok()).collect();
-        let product = sizes
-            .iter()
-            .try_fold(1_usize, |all, &size| all.checked_mul(size));
-        match (&*sizes, product) {
-            (&[o, i, h, w], Some(1..)) => Ok([o, i, h, w]),
-            _ => Err(format!("{name}: expected [outputs, inputs, height, width]")),
-        }
+        let sizes: Result<[usize; 4], _> = self.sizes(name)?.try_into();
+        sizes.map_err(|sizes| {
+            format!("{name}: expected [outputs, inputs, height, width], got {sizes:?}")
+        })
     }
 
     fn constant(&self, name: &str) -> Result<&TensorProto, String> {

@@ -42,7 +42,8 @@ pub fn lower(graph: View<'_>) -> Result<Model, TfliteError> {
         lowering.values.insert(output, value);
     }
     let output = lowering.value(graph.output).map_err(TfliteError::Onnx)?;
-    lowering.model.output = lowering.real(output, graph.output);
+    let output = lowering.real(output, graph.output);
+    lowering.model.output = output.map_err(TfliteError::Onnx)?;
     Ok(lowering.model)
 }
 
@@ -72,8 +73,8 @@ enum Value {
         input: usize,
         /// Scale that they are rounded to.
         scale: f32,
-        /// Name of the node.
-        node: String,
+        /// What the node gives.
+        output: String,
     },
     /// A picture seen as planes, one after the other.
     Planes(usize),
@@ -108,7 +109,7 @@ impl Lowering<'_> {
             "Add" if self.adds_rows(node) => self.binary(Kind::Add, node),
             "Add" => self.held_back(Kind::Add, node, &[argument(node, 0)?, argument(node, 1)?]),
             "GlobalAveragePool" => self.held_back(Kind::Mean, node, &[argument(node, 0)?]),
-            "Relu" => self.clamp(Kind::Relu, node),
+            "Relu" => self.unary(Kind::Relu, node),
             "Clip" => self.clip(node),
             "Flatten" => self.flatten(node),
             _ => Err("there is no TensorFlow Lite form of it here".into()),
@@ -159,34 +160,23 @@ impl Lowering<'_> {
         if let Some(levels) = levels.collect::<Option<Vec<_>>>() {
             return Ok(Value::Pending(kind, levels));
         }
-        let reals = values.into_iter().zip(inputs);
-        let reals = reals.map(|(value, name)| self.real(value, &format!("{name}.real")));
-        let reals = reals.collect();
-        Ok(Value::Tensor(self.operate(
-            kind,
-            reals,
-            &node.output[0],
-            None,
-        )))
+        let reals = inputs.iter().map(|name| self.floats(name));
+        let reals = reals.collect::<Result<_, _>>()?;
+        let output = self.operate(kind, reals, &node.output[0], None);
+        Ok(Value::Tensor(output))
     }
 
-    fn clamp(&mut self, kind: Kind, node: &NodeProto) -> Result<Value, String> {
-        let name = argument(node, 0)?;
-        let value = self.value(name)?;
-        let input = self.real(value, &format!("{name}.real"));
-        Ok(Value::Tensor(self.operate(
-            kind,
-            vec![input],
-            &node.output[0],
-            None,
-        )))
+    /// An operation on each value.
+    fn unary(&mut self, kind: Kind, node: &NodeProto) -> Result<Value, String> {
+        let input = self.floats(argument(node, 0)?)?;
+        Ok(self.same_shape(kind, input, &node.output[0]))
     }
 
     fn clip(&mut self, node: &NodeProto) -> Result<Value, String> {
         let low = self.graph.float(argument(node, 1)?)?;
         let high = self.graph.float(argument(node, 2)?)?;
         match (low, high) {
-            (0.0, 6.0) => self.clamp(Kind::Relu6, node),
+            (0.0, 6.0) => self.unary(Kind::Relu6, node),
             _ => Err(format!("expected bounds 0 and 6, got {low} and {high}")),
         }
     }
@@ -195,7 +185,7 @@ impl Lowering<'_> {
         let name = argument(node, 0)?;
         let (input, is_real) = match self.value(name)? {
             Value::Real(tensor) => (tensor, true),
-            value => (self.real(value, &format!("{name}.real")), false),
+            _ => (self.floats(name)?, false),
         };
         let shape = &self.model.tensors[input].shape;
         let [_, 1, 1, channels] = shape[..] else {
@@ -233,9 +223,19 @@ impl Lowering<'_> {
         output
     }
 
+    fn same_shape(&mut self, kind: Kind, input: usize, name: &str) -> Value {
+        Value::Tensor(self.operate(kind, vec![input], name, None))
+    }
+
+    /// The tensor of floats that stands for `name`.
+    fn floats(&mut self, name: &str) -> Result<usize, String> {
+        let value = self.value(name)?;
+        self.real(value, &format!("{name}.real"))
+    }
+
     /// The tensor of floats that `value` stands for, called `name` if it is new.
-    fn real(&mut self, value: Value, name: &str) -> usize {
-        match value {
+    fn real(&mut self, value: Value, name: &str) -> Result<usize, String> {
+        Ok(match value {
             Value::Tensor(tensor) => tensor,
             Value::Real(tensor) => self.operate(Kind::Dequantize, vec![tensor], name, None),
             Value::Pending(kind, inputs) => {
@@ -246,11 +246,10 @@ impl Lowering<'_> {
                 let reals = reals.collect();
                 self.operate(kind, reals, name, None)
             }
-            // Whoever asks for floats has refused these.
-            Value::Rounded(tensor, _) | Value::Planes(tensor) => tensor,
-            Value::Sums { input, .. } => input,
-            Value::Inner => self.model.input,
-        }
+            Value::Inner | Value::Rounded(..) | Value::Sums { .. } | Value::Planes(_) => {
+                return Err(format!("{name}: expected floats"));
+            }
+        })
     }
 
     fn value(&self, name: &str) -> Result<Value, String> {

@@ -93,6 +93,10 @@ fn images() -> Vec<Vec<f32>> {
 }
 
 fn quantized(net: &ConvNet) -> Vec<u8> {
+    int8::int8(&nearest(net))
+}
+
+fn nearest(net: &ConvNet) -> Quantized {
     let plan = Plan {
         mean: [0.5; 3],
         std: [0.5; 3],
@@ -100,8 +104,18 @@ fn quantized(net: &ConvNet) -> Vec<u8> {
     };
     let observed = observe(net, &images()).unwrap();
     let outputs = outputs(net, &observed, RangeMethod::MinMax);
-    let input = Affine::of_input(&plan);
-    int8::int8(&Quantized::nearest(net.clone(), input, outputs))
+    Quantized::nearest(net.clone(), Affine::of_input(&plan), outputs)
+}
+
+/// Flips bits of a file, and breaks it off.
+fn convert_damaged(whole: &[u8]) {
+    for step in 0..400 {
+        let mut bytes = whole.to_vec();
+        let at = step * 7919 % bytes.len();
+        bytes[at] ^= 1 << (step % 8);
+        let _ = convert(&bytes);
+        let _ = convert(&whole[..step * whole.len() / 400]);
+    }
 }
 
 fn by_tract(onnx: &[u8], size: usize, dim: usize, image: &[f32]) -> Vec<f32> {
@@ -152,18 +166,7 @@ fn floats_give_what_the_onnx_file_does() {
 
 #[test]
 fn layers_in_floats_give_what_the_onnx_file_does() {
-    let net = network();
-    let plan = Plan {
-        mean: [0.5; 3],
-        std: [0.5; 3],
-        ..Plan::clip(SIZE as u32)
-    };
-    let outputs = outputs(
-        &net,
-        &observe(&net, &images()).unwrap(),
-        RangeMethod::MinMax,
-    );
-    let whole = Quantized::nearest(net, Affine::of_input(&plan), outputs);
+    let whole = nearest(&network());
     for floats in [&[0][..], &[1, 2], &[4], &[5], &[7], &[0, 1, 2, 4, 5, 7]] {
         let mut mixed = whole.clone();
         floats.iter().for_each(|&node| mixed.leave_float(node));
@@ -356,13 +359,7 @@ fn what_has_no_such_form_is_named() {
 #[test]
 fn damaged_networks_are_refused_without_panic() {
     let whole = quantized(&network());
-    for step in 0..400 {
-        let mut bytes = whole.clone();
-        let at = step * 7919 % bytes.len();
-        bytes[at] ^= 1 << (step % 8);
-        let _ = convert(&bytes);
-        let _ = convert(&whole[..step * whole.len() / 400]);
-    }
+    convert_damaged(&whole);
 }
 
 #[test]

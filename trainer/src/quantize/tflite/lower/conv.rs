@@ -70,9 +70,7 @@ impl Lowering<'_> {
     }
 
     pub(super) fn float_conv(&mut self, node: &NodeProto) -> Result<Value, String> {
-        let name = argument(node, 0)?;
-        let value = self.value(name)?;
-        let input = self.real(value, &format!("{name}.real"));
+        let input = self.floats(argument(node, 0)?)?;
         let weight = argument(node, 1)?;
         let bias = match node.input.get(2) {
             Some(name) => self.graph.floats(name)?,

@@ -114,7 +114,7 @@ impl Lowering<'_> {
             Value::Rounded(input, scale) => Ok(Value::Sums {
                 input,
                 scale,
-                node: node.name.clone(),
+                output: node.output[0].clone(),
             }),
             _ => Err("expected to read what is quantised for integer products alone".into()),
         }
@@ -126,13 +126,13 @@ impl Lowering<'_> {
             Ok(Value::Sums {
                 input,
                 scale,
-                node: sums,
+                output,
             }) => {
                 let factors = self.graph.floats(argument(node, 1)?)?;
                 let scales = factors.iter().map(|factor| factor / scale).collect();
-                let nodes = self.graph.nodes;
-                let of = nodes.iter().find(|node| node.name == sums);
-                let of = of.ok_or_else(|| format!("{sums}: no such node"))?;
+                let mut nodes = self.graph.nodes.iter();
+                let of = nodes.find(|node| node.output.first() == Some(&output));
+                let of = of.ok_or_else(|| format!("{output}: comes from no node"))?;
                 match of.op_type.as_str() {
                     "MatMulInteger" => self.integer_rows(of, node, input, scales),
                     _ => self.real_conv(of, node, input, scales),
@@ -152,13 +152,11 @@ impl Lowering<'_> {
     ) -> Result<Value, String> {
         let name = argument(of, 1)?;
         let [inputs, outputs] = self.matrix(name)?;
-        let weight = self.graph.bytes(name)?;
-        if !weight.signed || scales.len() != outputs || weight.values.len() != inputs * outputs {
-            return Err(format!(
-                "{name}: expected signed weights with a scale for each output"
-            ));
+        let levels = self.weight_levels(of)?;
+        if scales.len() != outputs || levels.len() != inputs * outputs {
+            return Err(format!("{name}: expected a scale for each output"));
         }
-        let turned = turned(&weight.values, [inputs, outputs]);
+        let turned = turned(&levels, [inputs, outputs]);
         let weight = Tensor {
             name: name.into(),
             shape: vec![outputs, inputs],
@@ -181,8 +179,7 @@ impl Lowering<'_> {
         input: usize,
         scales: Vec<f32>,
     ) -> Result<Value, String> {
-        let name = argument(of, 1)?;
-        let levels = self.graph.bytes(name)?.values;
+        let levels = self.weight_levels(of)?;
         let each = (levels.len() / scales.len().max(1)).max(1);
         let rows = levels.chunks(each).zip(&scales);
         let real = |(row, &scale): (&[i32], &f32)| {
@@ -191,6 +188,18 @@ impl Lowering<'_> {
         };
         let weights: Vec<f32> = rows.flat_map(real).collect();
         self.plain_conv(of, input, weights, vec![0.0; scales.len()], &node.output[0])
+    }
+
+    /// The weights of an integer product, whose scales have no zero point beside them.
+    fn weight_levels(&self, of: &NodeProto) -> Result<Vec<i32>, String> {
+        let name = argument(of, 1)?;
+        let weight = self.graph.bytes(name)?;
+        match weight.signed && of.input.len() <= 3 {
+            true => Ok(weight.values),
+            false => Err(format!(
+                "{name}: expected signed weights without a zero point"
+            )),
+        }
     }
 
     /// `MatMul`: with constant floats, or of two values.
@@ -263,12 +272,6 @@ impl Lowering<'_> {
         let output = self.activation(&node.output[0], &shape, None);
         self.push(kind, operands.to_vec(), output);
         Ok(Value::Tensor(output))
-    }
-
-    /// An operation on each value.
-    pub(super) fn unary(&mut self, kind: Kind, node: &NodeProto) -> Result<Value, String> {
-        let input = self.floats(argument(node, 0)?)?;
-        Ok(self.same_shape(kind, input, &node.output[0]))
     }
 
     pub(super) fn softmax(&mut self, node: &NodeProto) -> Result<Value, String> {
@@ -410,16 +413,6 @@ impl Lowering<'_> {
         Ok(Value::Tensor(self.in_shape(slice, name, &[1, width])))
     }
 
-    /// The tensor of floats that stands for `name`.
-    fn floats(&mut self, name: &str) -> Result<usize, String> {
-        match self.value(name)? {
-            Value::Inner | Value::Rounded(..) | Value::Sums { .. } | Value::Planes(_) => {
-                Err(format!("{name}: expected floats"))
-            }
-            value => Ok(self.real(value, &format!("{name}.real"))),
-        }
-    }
-
     fn operand(&mut self, node: &NodeProto, index: usize) -> Result<usize, String> {
         let name = argument(node, index)?;
         if !self.graph.is_constant(name) {
@@ -443,10 +436,6 @@ impl Lowering<'_> {
                 .flat_map(|value| value.to_le_bytes())
                 .collect(),
         })
-    }
-
-    fn same_shape(&mut self, kind: Kind, input: usize, name: &str) -> Value {
-        Value::Tensor(self.operate(kind, vec![input], name, None))
     }
 
     /// The same floats in another shape.

@@ -1,38 +1,24 @@
 //! Vision transformers.
 
-use burn::tensor::Device;
 use numclip::verify::cosine;
+use prost::Message as _;
+use tract_onnx::pb::{ModelProto, NodeProto};
 
-use super::super::convert;
 use super::super::model::Kind;
+use super::super::{TfliteError, convert};
 use super::read::read;
-use super::{DIM, by_tract, conv, noise, run};
-use crate::clip::{self, ImageShape, TransformerShape, VitForm, VitShape, image_layout, random};
+use super::{DIM, by_tract, conv, convert_damaged, noise, run};
+use crate::clip::{self, VitForm};
 use crate::graph::{Activation, ConvNet, Op, Value};
-use crate::model::vit::Vit;
 use crate::quantize::affine::Affine;
 use crate::quantize::range::RangeMethod;
+use crate::quantize::tests::transformer;
 use crate::quantize::{towers, vit};
 
 /// A transformer of the project in floats and with its products in int8, and how far apart the
 /// written file and its source may be.
 fn transformers(activation: clip::Activation, form: VitForm) -> [(Vec<u8>, f32); 2] {
-    let shape = VitShape {
-        image: VIT_SIZE,
-        patch: 16,
-        transformer: TransformerShape {
-            width: 24,
-            layers: 2,
-            heads: 3,
-            mlp: 40,
-            activation,
-        },
-        embedding: DIM,
-        form,
-    };
-    let layout = image_layout(&ImageShape::Vit(shape.clone()));
-    let weights = &mut random(layout, 1).with_epsilon(form.epsilon());
-    let net = Vit::take(weights, &shape, VIT_SIZE, &Device::flex());
+    let net = transformer([VIT_SIZE; 2], DIM, activation, form);
     let mut tail = ConvNet {
         input: [DIM, 1, 1],
         nodes: Vec::new(),
@@ -78,14 +64,11 @@ fn transformers_give_what_the_onnx_file_does() {
                 .iter()
                 .filter(|o| o.kind == Kind::Gelu)
                 .count();
-            assert_eq!(
-                gelus,
-                if activation == clip::Activation::Gelu {
-                    2
-                } else {
-                    0
-                }
-            );
+            let expected = match activation {
+                clip::Activation::Gelu => 2,
+                clip::Activation::QuickGelu => 0,
+            };
+            assert_eq!(gelus, expected);
             for image in vit_images() {
                 let got = run::run(&file, &image);
                 let expected = by_tract(&onnx, VIT_SIZE, DIM, &image);
@@ -97,13 +80,54 @@ fn transformers_give_what_the_onnx_file_does() {
 }
 
 #[test]
+fn names_of_nodes_do_not_matter() {
+    let [_, (onnx, _)] = transformers(clip::Activation::Gelu, VitForm::Plain);
+    let mut model = ModelProto::decode(&*onnx).unwrap();
+    let nodes = &mut model.graph.as_mut().unwrap().node;
+    nodes.iter_mut().for_each(|node| node.name.clear());
+    let [named, nameless] = [onnx, model.encode_to_vec()].map(|onnx| convert(&onnx).unwrap());
+    let [named, nameless] = [named, nameless].map(|file| run::run(&read(&file), &vit_images()[0]));
+    assert_eq!(named, nameless);
+}
+
+#[test]
+fn weights_with_a_zero_point_are_refused() {
+    for op in ["MatMulInteger", "ConvInteger"] {
+        let [_, (onnx, _)] = transformers(clip::Activation::Gelu, VitForm::Plain);
+        let mut model = ModelProto::decode(&*onnx).unwrap();
+        let nodes = &mut model.graph.as_mut().unwrap().node;
+        let product = nodes.iter_mut().find(|node| node.op_type == op).unwrap();
+        product.input.push(product.input[2].clone());
+        let error = convert(&model.encode_to_vec()).unwrap_err().to_string();
+        assert!(error.contains("without a zero point"), "{op}: {error}");
+    }
+}
+
+#[test]
+fn what_reads_from_within_a_gelu_is_refused() {
+    let [(onnx, _), _] = transformers(clip::Activation::Gelu, VitForm::Plain);
+    let mut model = ModelProto::decode(&*onnx).unwrap();
+    let nodes = &mut model.graph.as_mut().unwrap().node;
+    let place = nodes.iter().position(|node| node.op_type == "Erf").unwrap();
+    let stray = NodeProto {
+        name: "stray".into(),
+        op_type: "Relu".into(),
+        input: nodes[place].input.clone(),
+        output: vec!["stray".into()],
+        ..NodeProto::default()
+    };
+    nodes.insert(place + 1, stray);
+    match convert(&model.encode_to_vec()) {
+        Err(TfliteError::Node { node, message, .. }) => {
+            assert_eq!(node, "stray");
+            assert!(message.contains("expected floats"), "{message}");
+        }
+        other => panic!("{:?}", other.map(|bytes| bytes.len())),
+    }
+}
+
+#[test]
 fn damaged_transformers_are_refused_without_panic() {
     let [_, (whole, _)] = transformers(clip::Activation::Gelu, VitForm::Plain);
-    for step in 0..400 {
-        let mut bytes = whole.clone();
-        let at = step * 7919 % bytes.len();
-        bytes[at] ^= 1 << (step % 8);
-        let _ = convert(&bytes);
-        let _ = convert(&whole[..step * whole.len() / 400]);
-    }
+    convert_damaged(&whole);
 }
