@@ -131,6 +131,11 @@ impl Opened {
         }
     }
 
+    /// The device that holds the model.
+    pub fn first(&self) -> &Device {
+        &self.devices[0]
+    }
+
     /// What the devices hold and do now; nothing for the processor.
     pub fn load(&self) -> Load {
         let usage = self.devices.iter().map(Device::memory_pool_usage);

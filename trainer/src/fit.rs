@@ -217,7 +217,7 @@ pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> 
     };
     warn(devices.note.iter().chain(&prepared.warnings));
     let run = Run::open(options.out, config, &prepared, options.resume)?;
-    let mut state = State::new(config, &prepared, &devices.devices[0])?;
+    let mut state = State::new(config, &prepared, devices.first())?;
     if Run::is_begun(options.out) {
         state = state.restore(&run)?;
         run.truncate_metrics(&state.counters)?;

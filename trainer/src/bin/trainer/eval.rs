@@ -111,7 +111,7 @@ impl Eval {
                     .note
                     .iter()
                     .for_each(|note| eprintln!("warning: {note}"));
-                Ok(opened.devices[0].clone())
+                Ok(opened.first().clone())
             }
         }
     }

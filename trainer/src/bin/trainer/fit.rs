@@ -121,8 +121,8 @@ pub fn measure(out: &Path, device: &Choice) -> Result<PathBuf> {
         return Ok(report::of_run(out, report::Measured::default())?);
     }
     let subject = eval::Subject::at(out)?;
-    let device = &device.open()?.devices[0];
-    let evaluation = eval::evaluate(&subject, &eval::Images::default(), 0, device)?;
+    let opened = device.open()?;
+    let evaluation = eval::evaluate(&subject, &eval::Images::default(), 0, opened.first())?;
     evaluation.write(&out.join(eval::FOLDER), &evaluation.images)?;
     Ok(report::of_run(out, evaluation.measured())?)
 }

@@ -236,7 +236,7 @@ impl<'a> Run<'a> {
         let crew = Crew::new(config, objective, &self.devices.devices, |device| {
             untrained(config, prepared, device)
         })?;
-        let first = config.training_device(&self.devices.devices[0]);
+        let first = config.training_device(self.devices.first());
         let mut model = untrained(config, prepared, &first)?;
         let mut epoch: Option<Epoch<'_>> = None;
         loop {
