@@ -12,7 +12,7 @@ use crate::bins::Bins;
 
 use calibration::matched;
 pub use calibration::{Calibration, Doubt, Usual, spread};
-pub use conformal::{Labelled, USUAL_SHARE, calibrate};
+pub use conformal::{Labelled, USUAL_SHARE, calibrate, calibrate_across};
 
 /// What one picture says about the quantity.
 #[derive(Clone, Debug, PartialEq)]

@@ -141,6 +141,9 @@ pub struct Provenance {
     /// How the encoder became integers, if it did.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub quantization: String,
+    /// What the interval was fitted on, where it was not the run's validation images.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub interval: String,
     /// Seed of the run.
     pub seed: u64,
     /// Revision of the source that trained it, where known.

@@ -65,8 +65,22 @@ pub fn calibrate(
     pictures: &[Labelled<'_>],
     coverage: f32,
 ) -> Option<Calibration> {
-    let scored = score(estimator, pictures);
+    calibrate_across(&[(estimator, pictures)], coverage)
+}
+
+/// As [`calibrate`] for an estimator that learned from all labelled pictures there are, by those
+/// of a cross-validation: each with the pictures that it did not learn from.
+///
+/// Cross-conformal prediction (Vovk, 2015). The guarantee is weaker, for up to twice the share of
+/// misses (Barber et al., 2021); in practice the share is met, since an estimator that learned
+/// from more is not worse.
+pub fn calibrate_across(
+    tried: &[(&Estimator, &[Labelled<'_>])],
+    coverage: f32,
+) -> Option<Calibration> {
+    let scored = score(tried);
     let groups = scored.iter().map(|s| s.group + 1).max()?;
+    let (estimator, _) = tried.first()?;
     let (choosing, fixing): (Vec<&Scored>, Vec<&Scored>) = match groups < MIN_GROUPS_TO_SPLIT {
         true => (scored.iter().collect(), scored.iter().collect()),
         false => scored.iter().partition(|s| s.group % CHOOSES_ONE_IN == 0),
@@ -92,8 +106,13 @@ pub fn calibrate(
     Some(calibration)
 }
 
-fn score(estimator: &Estimator, pictures: &[Labelled<'_>]) -> Vec<Scored> {
-    let score = |(picture, group): (&Labelled<'_>, usize)| {
+fn score(tried: &[(&Estimator, &[Labelled<'_>])]) -> Vec<Scored> {
+    let pictures = tried.iter().flat_map(|(estimator, pictures)| {
+        let one = |picture| (*estimator, picture);
+        pictures.iter().copied().map(one)
+    });
+    let (estimators, pictures): (Vec<&Estimator>, Vec<Labelled<'_>>) = pictures.unzip();
+    let score = |((picture, estimator), group): ((&Labelled<'_>, &Estimator), usize)| {
         let estimate = estimator.estimate(picture.embedding);
         let cosines = estimator.bins.cosines(picture.embedding);
         Scored {
@@ -104,8 +123,9 @@ fn score(estimator: &Estimator, pictures: &[Labelled<'_>]) -> Vec<Scored> {
             group,
         }
     };
-    let groups = numbered_groups(pictures);
-    pictures.iter().zip(groups).map(score).collect()
+    let groups = numbered_groups(&pictures);
+    let tried = pictures.iter().zip(estimators);
+    tried.zip(groups).map(score).collect()
 }
 
 /// A number for the group of each picture, in order of appearance.

@@ -134,14 +134,18 @@ mod conformal {
             drawn
         }
 
-        fn calibrate(&self, coverage: f32) -> Option<Calibration> {
+        fn labelled(&self) -> Vec<Labelled<'_>> {
             let rows = self.embeddings.iter().zip(&self.labels).zip(&self.groups);
-            let labelled = rows.map(|((embedding, &label), group)| Labelled {
+            rows.map(|((embedding, &label), group)| Labelled {
                 embedding,
                 label,
                 group: group.as_deref(),
-            });
-            calibrate(&estimator(None), &labelled.collect::<Vec<_>>(), coverage)
+            })
+            .collect()
+        }
+
+        fn calibrate(&self, coverage: f32) -> Option<Calibration> {
+            calibrate(&estimator(None), &self.labelled(), coverage)
         }
 
         fn covered(&self, estimator: &Estimator) -> f64 {
@@ -260,5 +264,25 @@ mod conformal {
         assert_eq!(fitted.usual, None);
         assert_eq!(Population::draw(rng, 3, 1).calibrate(0.8), None);
         assert_eq!(Population::draw(rng, 0, 1).calibrate(0.8), None);
+    }
+
+    #[test]
+    fn several_estimators_count_each_with_its_own_pictures() {
+        let rng = &mut ChaCha8Rng::seed_from_u64(7);
+        let population = Population::draw(rng, 60, 5);
+        let labelled = population.labelled();
+        let same = estimator(None);
+        let parts = [&labelled[..120], &labelled[120..]];
+        let across = calibrate_across(&[(&same, parts[0]), (&same, parts[1])], 0.9);
+        assert!(across.is_some());
+        assert_eq!(across, population.calibrate(0.9));
+        // One whose values lie 30 higher is judged by them, and widens the interval.
+        let values = (0..4).map(|grade| 10.0 * grade as f32 + 30.0).collect();
+        let regressor = Regressor::Expectation { values };
+        let bins = same.bins().clone();
+        let high = Estimator::new(bins, regressor, 6.0, [-50.0, 80.0], None).unwrap();
+        let wide = calibrate_across(&[(&same, parts[0]), (&high, parts[1])], 0.9);
+        assert!(wide.unwrap().quantile > 1.5 * across.unwrap().quantile);
+        assert_eq!(calibrate_across(&[], 0.9), None);
     }
 }

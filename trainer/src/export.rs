@@ -5,6 +5,7 @@
 //! ```
 
 mod aware;
+mod folds;
 mod golden;
 mod judge;
 mod layers;
@@ -58,6 +59,9 @@ pub struct Options<'a> {
     pub weights: Weights,
     /// How int8 is to be found.
     pub int8: Wanted,
+    /// Runs of a cross-validation whose test images fit the interval; none takes the validation
+    /// images of the run.
+    pub interval_from: &'a [PathBuf],
     /// Called with the name of each stage as it begins.
     pub stage: &'a dyn Fn(&str),
 }
@@ -73,7 +77,8 @@ pub struct Exported {
     pub encoder_bytes: usize,
     /// Multiply-accumulates for one picture.
     pub macs: u64,
-    /// Smallest cosine between float and int8 embeddings of validation images; none without int8.
+    /// Smallest cosine between float and int8 embeddings of validation images (test images without
+    /// any); none without int8.
     pub lowest_cosine: Option<f32>,
     /// How it was quantised, and what speaks for that.
     pub evidence: Evidence,
@@ -117,6 +122,20 @@ pub enum ExportError {
          data.split, or export without a search, a budget and a report"
     )]
     NoValidation,
+    /// The interval cannot be fitted on the images of a run.
+    #[error("--interval-from {}: {message}", run.display())]
+    Interval {
+        /// Folder of that run.
+        run: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// There is nothing to compare the exported network on.
+    #[error(
+        "the exported network is compared with the trained one on validation or test images, of \
+         which this run has none; set data.split.val_fraction and train again"
+    )]
+    NothingToCompare,
     /// The encoder costs more than it may.
     #[error(
         "the budget is broken: {}; no bundle was written (--force writes it all the same)",
@@ -241,6 +260,9 @@ impl Export<'_> {
         }
         stage("comparing the exported network with the trained one");
         let float = self.encode(Precision::F32, &network.bytes)?;
+        if float.compared().labels.is_empty() {
+            return Err(ExportError::NothingToCompare);
+        }
         self.check_fold(&float)?;
         let estimator = self.prepared.estimator(self.config, self.model, None)?;
         let int8 = self.quantized(&network, &float, &estimator)?;
@@ -249,12 +271,7 @@ impl Export<'_> {
             _ => (&network.bytes, &float),
         };
         let evidence = self.evidence(&network, &float, int8.as_ref())?;
-        let interval = calibrate_interval(
-            &estimator,
-            &self.prepared.dataset,
-            &chosen.val,
-            self.config.export.coverage,
-        );
+        let (interval, fitted_on) = self.interval(&estimator, chosen)?;
         let estimator = self
             .prepared
             .estimator(self.config, self.model, interval.clone())?;
@@ -275,9 +292,30 @@ impl Export<'_> {
             embeddings: self.prepared.bin_embeddings(self.model)?.values,
             golden,
         };
-        let manifest = self.manifest(interval, reports, &exported.evidence);
+        let mut manifest = self.manifest(interval, reports, &exported.evidence);
+        manifest.provenance.interval = fitted_on;
         self.write(&manifest, &contents)?;
         Ok(exported)
+    }
+
+    /// The interval, and what it was fitted on if not the validation images.
+    fn interval(
+        &self,
+        estimator: &Estimator,
+        chosen: &Encoded,
+    ) -> Result<(Option<Calibration>, String), ExportError> {
+        let (config, dataset) = (self.config, &self.prepared.dataset);
+        match self.options.interval_from {
+            [] => {
+                let coverage = config.export.coverage;
+                let interval = calibrate_interval(estimator, dataset, &chosen.val, coverage);
+                Ok((interval, String::new()))
+            }
+            runs => {
+                (self.options.stage)("fitting the interval on the images of other runs");
+                folds::interval(runs, (config, self.prepared), self.options.weights)
+            }
+        }
     }
 
     /// The int8 form; none of CLIP's residual networks, nor of a transformer that leaves in floats.
@@ -329,8 +367,8 @@ impl Export<'_> {
 
     /// The float network must give the embeddings of the trained model.
     fn check_fold(&self, float: &Encoded) -> Result<(), ExportError> {
-        let indices: Vec<usize> = float
-            .val
+        let compared = float.compared();
+        let indices: Vec<usize> = compared
             .indices
             .iter()
             .take(self.config.train.batch_size)
@@ -339,7 +377,7 @@ impl Export<'_> {
         let loader = loader(self.config, self.prepared, &indices, Unreadable::Stop)?;
         let trained = embed_all(self.config, self.model, &loader)?;
         for (position, embedding) in trained.embeddings.iter().enumerate() {
-            let cosine = numclip::verify::cosine(embedding, &float.val.embeddings[position]);
+            let cosine = numclip::verify::cosine(embedding, &compared.embeddings[position]);
             if cosine < MIN_COSINE {
                 let image = self.prepared.dataset.samples()[indices[position]]
                     .path
@@ -503,6 +541,7 @@ fn provenance(
         trainer: format!("numclip-trainer {}", env!("CARGO_PKG_VERSION")),
         licence: config.export.licence.clone(),
         quantization,
+        interval: String::new(),
     }
 }
 

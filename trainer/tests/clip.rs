@@ -188,6 +188,7 @@ fn both_towers_export_in_float_and_the_transformer_in_int8() {
                 precision,
                 weights: Weights::Best,
                 int8: export::Wanted::default(),
+                interval_from: &[],
                 stage: &|_| {},
             })
         };

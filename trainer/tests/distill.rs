@@ -45,6 +45,7 @@ fn export(run: &Path, out: &Path) {
         precision: Precision::Int8,
         weights: Weights::Best,
         int8: export::Wanted::default(),
+        interval_from: &[],
         stage: &|_| {},
     })
     .unwrap();
@@ -321,6 +322,7 @@ fn a_small_transformer_learns_and_leaves_in_float() {
         precision: Precision::F32,
         weights: Weights::Best,
         int8: export::Wanted::default(),
+        interval_from: &[],
         stage: &|_| {},
     });
     assert!(exported.unwrap().macs > 5_000_000);

@@ -1,15 +1,18 @@
 //! Bundles of small runs, read back by the runtime.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use numclip::bundle::{Bundle, Precision};
 use numclip::encode::Engine;
+use numclip::estimate::spread;
 use numclip::pipeline::Pipeline;
 use numclip::verify::{cosine, replay};
+use numclip_trainer::data::Unreadable;
+use numclip_trainer::eval::{Images, Subject, evaluate};
 use numclip_trainer::export::{Budget, ExportError, Exported, Options, Wanted, export, page};
-use numclip_trainer::fit::{Run, Weights, prepare, untrained};
+use numclip_trainer::fit::{Run, Weights, embed_all, loader, prepare, untrained};
 use numclip_trainer::quantize::tflite;
 
 use crate::common::{MODELS, config, copy, gauges, run, task};
@@ -30,6 +33,7 @@ fn export_as(
         precision,
         weights: Weights::Best,
         int8,
+        interval_from: &[],
         stage: &|_| {},
     })
 }
@@ -49,6 +53,114 @@ fn every_model_exports_in_both_precisions() {
         assert!(small.macs > 100_000, "{}", small.macs);
         compare(&f32, &int8);
     }
+}
+
+/// A run on some of the parts a to d of the gauges, tested on another one.
+fn on_parts(folder: &Path, train: &str, test: &str) -> PathBuf {
+    let parts = folder.join("parts.csv");
+    let rows = (0..48).map(|i| format!("images/{i:06}.png,{}", ["a", "b", "c", "d"][i % 4]));
+    let rows: Vec<String> = rows.collect();
+    let labels = fs::read_to_string(gauges().join("set/labels.csv")).unwrap();
+    let label = |path: &str| {
+        let line = labels.lines().find(|line| line.starts_with(path)).unwrap();
+        line.split(',').nth(1).unwrap().to_owned()
+    };
+    let rows = rows.iter().map(|row| {
+        let (path, part) = row.split_once(',').unwrap();
+        let image = gauges().join("set").join(path);
+        format!("{},{},{part}\n", image.display(), label(path))
+    });
+    fs::write(
+        &parts,
+        "path,label,part\n".to_owned() + &rows.collect::<String>(),
+    )
+    .unwrap();
+    let text = task(MODELS[0])
+        .replace(
+            "split = { val_fraction = 0.3 }",
+            &format!(
+                "columns = {{ split = \"part\" }}\nsplit = {{ train = [{train}], val = [], \
+                 test = [{test}], ignore = [{}], val_fraction = 0.0 }}",
+                if test.contains('d') { "" } else { "\"d\"" }
+            ),
+        )
+        .replace("epochs = 2", "epochs = 1");
+    let table = gauges().join("set/labels.csv").display().to_string();
+    let text = text.replace(&table, &parts.display().to_string());
+    let out = folder.join(test.replace('"', ""));
+    run(&config(folder, &text), &out, false).unwrap();
+    out
+}
+
+#[test]
+fn an_interval_comes_from_the_runs_of_a_cross_validation() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = on_parts(folder.path(), "\"a\", \"b\", \"c\"", "\"d\"");
+    let folds = [
+        on_parts(folder.path(), "\"b\", \"c\"", "\"a\""),
+        on_parts(folder.path(), "\"a\", \"c\"", "\"b\""),
+        on_parts(folder.path(), "\"a\", \"b\"", "\"c\""),
+    ];
+    let out = folder.path().join("bundle");
+    let with = |interval_from: &[PathBuf]| {
+        export(&Options {
+            run: &all,
+            out: &out,
+            precision: Precision::Int8,
+            weights: Weights::Best,
+            int8: Wanted::default(),
+            interval_from,
+            stage: &|_| {},
+        })
+    };
+    // Without validation images there is no interval.
+    let exported = with(&[]).unwrap();
+    assert!(
+        exported.lowest_cosine.unwrap() < 1.0,
+        "nothing was compared"
+    );
+    assert!(Bundle::open(&out).unwrap().manifest().interval.is_none());
+    with(&folds).unwrap();
+    let manifest = Bundle::open(&out).unwrap().manifest().clone();
+    let fitted_on = &manifest.provenance.interval;
+    assert!(
+        fitted_on.starts_with("36 images that 3 runs"),
+        "{fitted_on}"
+    );
+    // Its half width is reached by nine tenths of the errors on the held-out images.
+    let interval = manifest.interval.unwrap();
+    let mut scores = Vec::new();
+    for fold in &folds {
+        let subject = Subject::at(fold).unwrap();
+        let rows = evaluate(&subject, &Images::default(), 0, &Device::flex())
+            .unwrap()
+            .rows;
+        let (run, config, _) = Run::read(fold).unwrap();
+        let device = Device::flex();
+        let prepared = prepare(&config, &device).unwrap();
+        let model = untrained(&config, &prepared, &device).unwrap();
+        let model = run.load(model, Weights::Best).unwrap();
+        let test = &prepared.splits.test;
+        let loader = loader(&config, &prepared, test, Unreadable::Stop).unwrap();
+        let embedded = embed_all(&config, &model, &loader).unwrap().embeddings;
+        let estimator = prepared.estimator(&config, &model, None).unwrap();
+        for (row, embedding) in rows.iter().zip(&embedded) {
+            let estimate = estimator.estimate(embedding);
+            let spread = spread(&config.bin, &estimate.probabilities).max(interval.floor);
+            scores.push((row.label - estimate.value).abs() / spread);
+        }
+    }
+    let inside = scores.iter().filter(|&&s| s <= interval.quantile * 1.0001);
+    // 0.9 of 36 + 1, rounded up.
+    assert_eq!(inside.count(), 34);
+
+    let refused = |runs: &[PathBuf], why: &str| {
+        let message = with(runs).unwrap_err().to_string();
+        assert!(message.contains(why), "{message}");
+    };
+    refused(&[folds[0].clone(), folds[0].clone()], "another run");
+    refused(std::slice::from_ref(&all), "test split of the exported run");
+    refused(&[folder.path().join("nothing")], "nothing");
 }
 
 /// Both bundles replay their golden vectors and agree on images of the task.

@@ -79,9 +79,18 @@ impl Encoded {
             .collect()
     }
 
-    /// The least cosine between the two networks' validation embeddings.
+    /// The images that networks are compared on: validation, or test where there are none.
+    pub fn compared(&self) -> &Embedded {
+        match self.val.labels.is_empty() {
+            true => &self.test,
+            false => &self.val,
+        }
+    }
+
+    /// The least cosine between the two networks' embeddings of the compared images.
     pub fn lowest_cosine(&self, other: &Self) -> f32 {
-        let pairs = self.val.embeddings.iter().zip(&other.val.embeddings);
+        let (own, other) = (&self.compared().embeddings, &other.compared().embeddings);
+        let pairs = own.iter().zip(other);
         pairs.map(|(a, b)| cosine(a, b)).fold(1.0, f32::min)
     }
 }
@@ -118,15 +127,19 @@ pub fn calibrate_interval(
     val: &Embedded,
     coverage: f32,
 ) -> Option<Calibration> {
-    let labelled = val.embeddings.iter().zip(&val.labels).zip(&val.indices);
-    let labelled: Vec<Labelled<'_>> = labelled
-        .map(|((embedding, &label), &index)| Labelled {
-            embedding,
-            label,
-            group: dataset.samples()[index].group.as_deref(),
-        })
-        .collect();
-    calibrate(estimator, &labelled, coverage)
+    calibrate(estimator, &labelled(dataset, val), coverage)
+}
+
+/// Embedded images with their labels and groups.
+pub fn labelled<'a>(dataset: &'a Dataset, embedded: &'a Embedded) -> Vec<Labelled<'a>> {
+    let rows = embedded.embeddings.iter().zip(&embedded.labels);
+    let rows = rows.zip(&embedded.indices);
+    rows.map(|((embedding, &label), &index)| Labelled {
+        embedding,
+        label,
+        group: dataset.samples()[index].group.as_deref(),
+    })
+    .collect()
 }
 
 /// Runs in the loader's order, a session per thread, an image at a time: the

@@ -38,7 +38,8 @@ Examples:
   trainer export runs/gauge --out models/gauge --budget-mae 0.05 --budget-ms 30
   trainer export runs/gauge --out models/gauge --range percentile=0.9999 --equalize
   trainer export runs/gauge --out models/gauge --float-layers 2
-  trainer export runs/gauge --out models/gauge --qat-epochs 3")]
+  trainer export runs/gauge --out models/gauge --qat-epochs 3
+  trainer export runs/age --out models/age --interval-from runs/age-fold*")]
 pub struct Export {
     /// Folder of the run
     #[arg(value_name = "RUN")]
@@ -73,6 +74,10 @@ pub struct Export {
     /// Measure every layer and engine, and write the page RUN/quantization.html
     #[arg(long)]
     report: bool,
+    /// Fit the interval on the test images of these runs, one for each fold of a
+    /// cross-validation; for a run that kept no validation images
+    #[arg(long, value_name = "RUN", num_args = 1..)]
+    interval_from: Vec<PathBuf>,
     /// Add the encoder in TensorFlow Lite's format too
     #[arg(long)]
     tflite: bool,
@@ -141,6 +146,7 @@ impl Export {
             precision,
             weights,
             int8: self.wanted(),
+            interval_from: &self.interval_from,
             stage: &|name| eprintln!("{name} …"),
         });
         if let Err(ExportError::Budget(evidence)) = &exported {
