@@ -201,6 +201,7 @@ fn origin(provenance: &Provenance) -> Vec<(String, String)> {
         ("weights", &provenance.weights),
         ("teacher", &provenance.teacher),
         ("quantisation", &provenance.quantization),
+        ("interval", &provenance.interval),
         ("text tower", &provenance.text_tower),
         ("data", &provenance.data),
         ("data digest", &provenance.data_digest),
