@@ -159,7 +159,7 @@ fn an_interval_comes_from_the_runs_of_a_cross_validation() {
         assert!(message.contains(why), "{message}");
     };
     refused(&[folds[0].clone(), folds[0].clone()], "another run");
-    refused(std::slice::from_ref(&all), "test split of the exported run");
+    refused(std::slice::from_ref(&all), "those of the exported run");
     refused(&[folder.path().join("nothing")], "nothing");
 }
 

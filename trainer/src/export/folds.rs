@@ -21,11 +21,11 @@ struct Fold {
     embedded: Embedded,
 }
 
-/// The interval for the model of `config`, and a line that says what it was fitted on.
+/// The interval for the model of `config`, and a line that says what it was fitted on. Copies of
+/// images that another run was tested on, or this one, are left out.
 ///
 /// # Errors
-/// [`ExportError::Interval`] when a run is of another task, has no test images, shares some with
-/// another of the runs, or was tested on test images of this one.
+/// [`ExportError::Interval`] when a run is of another task, or has no test images of its own.
 pub fn interval(
     runs: &[PathBuf],
     (config, prepared): (&Config, &Prepared),
@@ -38,15 +38,15 @@ pub fn interval(
             run: run.clone(),
             message,
         };
-        let fold = Fold::of(run, config, weights).map_err(&fail)?;
-        let tested = digests(&fold.prepared, &fold.embedded.indices);
-        // A run may show an image twice; two runs may not.
-        let tested: HashSet<[u8; 32]> = tested.collect();
-        if !seen.is_disjoint(&tested) {
-            let message = "its test images are also in the test split of the exported run or of \
-                           another run named here";
+        let mut fold = Fold::of(run, config, weights).map_err(&fail)?;
+        let tested: Vec<[u8; 32]> = digests(&fold.prepared, &fold.embedded.indices).collect();
+        let new: Vec<bool> = tested.iter().map(|image| !seen.contains(image)).collect();
+        if !new.contains(&true) {
+            let message = "its test images are those of the exported run or of another run named \
+                           here";
             return Err(fail(message.into()));
         }
+        fold.embedded = only(fold.embedded, &new);
         seen.extend(tested);
         folds.push(fold);
     }
@@ -65,6 +65,20 @@ pub fn interval(
         folds.len()
     );
     Ok((calibrate_across(&tried, config.export.coverage), line))
+}
+
+/// The images that are `wanted`.
+fn only(embedded: Embedded, wanted: &[bool]) -> Embedded {
+    fn keep<T>(all: Vec<T>, wanted: &[bool]) -> Vec<T> {
+        let all = all.into_iter().zip(wanted);
+        all.filter_map(|(one, wanted)| wanted.then_some(one))
+            .collect()
+    }
+    Embedded {
+        embeddings: keep(embedded.embeddings, wanted),
+        labels: keep(embedded.labels, wanted),
+        indices: keep(embedded.indices, wanted),
+    }
 }
 
 fn digests<'a>(prepared: &'a Prepared, images: &'a [usize]) -> impl Iterator<Item = [u8; 32]> + 'a {
