@@ -258,6 +258,7 @@ impl Export<'_> {
         if self.options.precision == Precision::Int8 {
             self.check_int8()?;
         }
+        let across = self.interval_across()?;
         stage("comparing the exported network with the trained one");
         let float = self.encode(Precision::F32, &network.bytes)?;
         if float.compared().labels.is_empty() {
@@ -271,7 +272,8 @@ impl Export<'_> {
             _ => (&network.bytes, &float),
         };
         let evidence = self.evidence(&network, &float, int8.as_ref())?;
-        let (interval, fitted_on) = self.interval(&estimator, chosen)?;
+        let (interval, fitted_on) =
+            across.unwrap_or_else(|| (self.own_interval(&estimator, chosen), String::new()));
         let estimator = self
             .prepared
             .estimator(self.config, self.model, interval.clone())?;
@@ -298,24 +300,21 @@ impl Export<'_> {
         Ok(exported)
     }
 
-    /// The interval, and what it was fitted on if not the validation images.
-    fn interval(
-        &self,
-        estimator: &Estimator,
-        chosen: &Encoded,
-    ) -> Result<(Option<Calibration>, String), ExportError> {
-        let (config, dataset) = (self.config, &self.prepared.dataset);
-        match self.options.interval_from {
-            [] => {
-                let coverage = config.export.coverage;
-                let interval = calibrate_interval(estimator, dataset, &chosen.val, coverage);
-                Ok((interval, String::new()))
-            }
-            runs => {
-                (self.options.stage)("fitting the interval on the images of other runs");
-                folds::interval(runs, (config, self.prepared), self.options.weights)
-            }
+    /// The interval by the runs that were named for it, and what it was fitted on.
+    fn interval_across(&self) -> Result<Option<(Option<Calibration>, String)>, ExportError> {
+        let runs = self.options.interval_from;
+        if runs.is_empty() {
+            return Ok(None);
         }
+        (self.options.stage)("fitting the interval on the images of other runs");
+        let task = (self.config, self.prepared);
+        folds::interval(runs, task, self.options.weights).map(Some)
+    }
+
+    /// The interval by the run's validation images.
+    fn own_interval(&self, estimator: &Estimator, chosen: &Encoded) -> Option<Calibration> {
+        let (dataset, coverage) = (&self.prepared.dataset, self.config.export.coverage);
+        calibrate_interval(estimator, dataset, &chosen.val, coverage)
     }
 
     /// The int8 form; none of CLIP's residual networks, nor of a transformer that leaves in floats.

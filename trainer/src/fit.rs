@@ -216,6 +216,14 @@ pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> 
         None => prepare(config, &device)?,
     };
     warn(devices.note.iter().chain(&prepared.warnings));
+    // An address that cannot be listened on is told before a folder is made.
+    let task = toml::to_string(config).map_err(|error| file_error(options.out, &error))?;
+    let task = machines::Task {
+        config: task,
+        provenance: run::provenance(&prepared),
+    };
+    let share = (devices.devices.len(), config.train.accumulate);
+    let mut machines = Machines::open(options.listen, task, share)?;
     let run = Run::open(options.out, config, &prepared, options.resume)?;
     let mut state = State::new(config, &prepared, devices.first())?;
     if Run::is_begun(options.out) {
@@ -225,13 +233,6 @@ pub fn fit(config: &Config, options: &Options<'_>) -> Result<Outcome, FitError> 
     let feed = Feed::new(config, &prepared, teacher.as_ref(), options.interrupt)?;
     warn(feed.warnings());
     let trainer = Trainer::new(config, &prepared, &run, feed, &devices)?;
-    let task = toml::to_string(config).map_err(|error| file_error(run.folder(), &error))?;
-    let task = machines::Task {
-        config: task,
-        provenance: run::provenance(&prepared),
-    };
-    let share = (devices.devices.len(), config.train.accumulate);
-    let mut machines = Machines::open(options.listen, task, share)?;
     machines.wait_for(options.listen.map_or(1, |l| l.machines), options.interrupt);
     let outcome = trainer.train(state, &mut machines, options.interrupt)?;
     machines.dismiss(!outcome.interrupted);

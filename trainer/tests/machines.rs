@@ -281,6 +281,7 @@ fn what_a_machine_cannot_do_is_said() {
     // TEST-NET-1 (RFC 5737) belongs to nobody.
     let two = config(folder.path(), &task(PLAIN));
     let error = train(&two, &folder.path().join("two"), &listen("192.0.2.1:0", 2)).unwrap_err();
+    assert!(!folder.path().join("two").exists());
     assert!(
         matches!(error, FitError::Machines(MachinesError::Listen { .. })),
         "{error}"

@@ -11,7 +11,7 @@ use numclip_trainer::fit::{Listen, Options, Outcome, Run, fit};
 use numclip_trainer::report;
 
 use crate::plan::default_folder;
-use crate::variant::{Changes, Single};
+use crate::variant::{Changes, Single, parse_address};
 
 /// Train the model that a task file describes.
 ///
@@ -60,7 +60,7 @@ pub struct Fit {
     device: Option<Choice>,
     /// Let other machines compute some of the batches of a step: they come with `trainer join` to
     /// this address. Plain TCP without a password, for a network of trusted machines
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_address)]
     listen: Option<String>,
     /// Machines to wait for before the first step, this one among them
     #[arg(long, value_name = "NUMBER", default_value_t = 1, requires = "listen")]

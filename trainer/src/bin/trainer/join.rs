@@ -8,6 +8,8 @@ use numclip_trainer::device::Choice;
 use numclip_trainer::fit::{self, Joined};
 use numclip_trainer::study::Set;
 
+use crate::variant::parse_address;
+
 /// Lend this machine to a run on another one.
 ///
 /// The run is started there with `trainer fit TASK.toml --listen ADDRESS:PORT`. This
@@ -23,7 +25,7 @@ Examples:
   srun --nodes 1 trainer join \"$HEAD:29500\" --wait 600")]
 pub struct Join {
     /// Where the run listens
-    #[arg(value_name = "HOST:PORT")]
+    #[arg(value_name = "HOST:PORT", value_parser = parse_address)]
     address: String,
     /// What to compute on: auto, cpu, cuda, cuda:1 or cuda:0,1
     #[arg(long, value_name = "DEVICE", default_value = "auto")]

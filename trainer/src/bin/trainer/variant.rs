@@ -132,6 +132,15 @@ pub fn parse_seed(text: &str) -> Result<u64, String> {
     seed.ok_or_else(|| format!("expected a number from 0 to {}", i64::MAX))
 }
 
+/// An address to listen on or to call.
+pub fn parse_address(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or_default();
+    match !host.is_empty() && port.parse::<u16>().is_ok() {
+        true => Ok(text.into()),
+        false => Err("expected HOST:PORT such as 10.0.0.2:29500".into()),
+    }
+}
+
 fn parse_fold(text: &str) -> Result<(usize, usize), String> {
     let parse = || {
         let (number, of) = text.split_once('/')?;
