@@ -47,6 +47,14 @@ pub enum PackageError {
         /// What failed.
         error: io::Error,
     },
+    /// A package is at fault.
+    #[error("{path}: {error}")]
+    At {
+        /// The package.
+        path: String,
+        /// What is wrong with it.
+        error: Box<Self>,
+    },
     /// The bundle inside, or to be packed, is at fault.
     #[error(transparent)]
     Bundle(#[from] BundleError),

@@ -126,6 +126,7 @@ fn a_package_cut_or_lengthened_is_refused() {
     fs::write(&path, [&bytes[..], b"x"].concat()).unwrap();
     let error = Package::open(&path).unwrap_err().to_string();
     assert!(error.contains("lengthened"), "{error}");
+    assert!(error.starts_with(&path.display().to_string()), "{error}");
 }
 
 #[test]

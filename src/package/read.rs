@@ -21,6 +21,16 @@ impl Package {
     /// # Errors
     /// [`PackageError`] says what is wrong with it.
     pub fn open(path: &Path) -> Result<Self, PackageError> {
+        Self::checked(path).map_err(|error| match error {
+            PackageError::Io { .. } => error,
+            error => PackageError::At {
+                path: path.display().to_string(),
+                error: Box::new(error),
+            },
+        })
+    }
+
+    fn checked(path: &Path) -> Result<Self, PackageError> {
         let mut file = File::open(path).map_err(|error| PackageError::io(path, error))?;
         let header = Header::read(&mut file)?;
         let metadata = file.metadata();
