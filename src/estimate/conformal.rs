@@ -72,8 +72,7 @@ pub fn calibrate(
 /// of a cross-validation: each with the pictures that it did not learn from.
 ///
 /// Cross-conformal prediction (Vovk, 2015). The guarantee is weaker, for up to twice the share of
-/// misses (Barber et al., 2021); in practice the share is met, since an estimator that learned
-/// from more is not worse.
+/// misses (Barber et al., 2021), and as ever for pictures that are exchangeable with these.
 pub fn calibrate_across(
     tried: &[(&Estimator, &[Labelled<'_>])],
     coverage: f32,
